@@ -1,0 +1,35 @@
+"""What can go wrong on the model side, by where the bad thing enters.
+
+Everything here inherits `VlaError` and the builtin a caller would expect. At start-up these end the process; in the running
+encoder the service turns `EncodeError` into a reported fault, and nothing is published for that frame.
+"""
+
+from __future__ import annotations
+
+
+class VlaError(Exception):
+    """Base of every error of this folder."""
+
+
+class FileFault(VlaError, ValueError):
+    """A policy or model file is missing, damaged or of another kind. The text names file, expected, got, likely cause."""
+
+
+class PolicyMismatch(VlaError, ValueError):
+    """A policy does not fit the robot or the encoder it is used with."""
+
+
+class EncodeError(VlaError, ValueError):
+    """This frame and instruction cannot be encoded; the next one may."""
+
+
+class PromptError(EncodeError):
+    """An instruction that cannot be put before the model."""
+
+
+class CameraError(EncodeError):
+    """Frames without a camera the policy needs, or with one of another size."""
+
+
+class NonFiniteFeatures(EncodeError):
+    """The model returned NaN or infinity."""
