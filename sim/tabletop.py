@@ -1,0 +1,314 @@
+"""The simulated robot: the table-top scene behind the Robot and Judge protocols, in step with any Clock.
+
+Knows MuJoCo. Physics time follows `clock.now_ns()`: with the machine's clock it runs live, with a FakeClock in lockstep and
+bit for bit the same for the same seed and calls. Refuses to know who drives it, and learned models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from control.clock import NS_PER_S, Clock
+from control.messages import Instruction, RobotSpec
+from sim import kinematics, tasks
+from sim.gl import RenderingUnavailable, load_mujoco
+from sim.placement import place_blocks
+from sim.scene import BLOCK_SIZE, CAMERAS, COLOURS, TIMESTEP_S, table_top_xml
+
+__all__ = ["HOME", "RenderingUnavailable", "TabletopRobot"]
+
+HOME = kinematics.tool_down(np.array([[0.30, 0.0, 0.24]]), 0.03)[0]
+STEP_NS = round(TIMESTEP_S * NS_PER_S)
+MAX_STEPS_A_CALL = NS_PER_S // 4 // STEP_NS
+_RELEASE_STEPS = 100  # a block touched at `begin` counts again after 0.2 s without contact: contacts chatter
+_HAND = ("hand", "finger_left", "finger_right")
+
+
+class TabletopRobot:
+    """A 6-joint arm with a gripper, four blocks and a bin. State and action: six angles (rad) and the opening (m).
+
+    `cameras` is a choice of front, left, right, top, wrist, or {name: (height, width)}; all five by default, at
+    `image_size`. With `reset_on_instruction` every new instruction finds the blocks re-placed, seeded by (seed, its id).
+    One thread calls it: an OpenGL context belongs to the thread that made it.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        seed: int = 0,
+        cameras: Mapping[str, tuple[int, int]] | Iterable[str] | None = None,
+        image_size: tuple[int, int] = (112, 112),
+        reset_on_instruction: bool = False,
+    ) -> None:
+        chosen = dict(cameras) if isinstance(cameras, Mapping) else dict.fromkeys(cameras or CAMERAS, image_size)
+        for name, (height, width) in chosen.items():
+            if name not in CAMERAS:
+                raise ValueError(f"the table-top has no camera '{name}'; it has {', '.join(CAMERAS)}")
+            if not (1 <= height <= 2048 and 1 <= width <= 2048):
+                raise ValueError(f"camera '{name}': height and width must lie in 1..2048, got {height}x{width}")
+        self._spec = RobotSpec(
+            name="tabletop",
+            cameras={name: (int(height), int(width)) for name, (height, width) in chosen.items()},
+            state_names=kinematics.STATE_NAMES,
+            action_names=kinematics.STATE_NAMES,
+            action_low=kinematics.LOW,
+            action_high=kinematics.HIGH,
+            max_velocity=kinematics.MAX_VELOCITY,
+            action_period_s=0.1,
+        )
+        self._clock = clock
+        self._seed = seed
+        self._reset_on_instruction = reset_on_instruction
+        self._mujoco: Any = None
+        self._renderers: dict[tuple[int, int], Any] = {}
+        self._physics_ns = 0
+        self.dropped_ns = 0  # physics time given up because a call came more than 0.25 s after the one before
+        self._task: tasks.Task | None = None
+        self._verdict: bool | None = None
+        self._held_over: dict[str, int] = {}
+        self._touched: list[str] = []
+
+    @property
+    def spec(self) -> RobotSpec:
+        return self._spec
+
+    def connect(self) -> None:
+        """Builds the scene and opens the cameras; raises RenderingUnavailable where there is no OpenGL."""
+        self._load()
+        self._open_cameras()
+        self._physics_ns = self._clock.now_ns()
+
+    def read_state(self) -> np.ndarray:
+        self._catch_up()
+        return self._state()
+
+    def read_frames(self) -> dict[str, np.ndarray]:
+        """Renders the newest physics state; shadows and multisampling are off (7-35 times the time, measured)."""
+        self._catch_up()
+        return self.render()
+
+    def apply(self, targets: np.ndarray) -> np.ndarray:
+        targets = np.asarray(targets, dtype=np.float64)
+        if targets.shape != (len(kinematics.STATE_NAMES),) or not np.isfinite(targets).all():
+            raise ValueError(
+                f"apply wants {len(kinematics.STATE_NAMES)} finite targets ({', '.join(kinematics.STATE_NAMES)}),"
+                f" got shape {targets.shape}: {targets}"
+            )
+        self._catch_up()
+        commanded = np.clip(targets, kinematics.LOW, kinematics.HIGH)
+        self._data.ctrl[:] = commanded
+        return commanded
+
+    def hold(self) -> None:
+        """The servos keep their last target by themselves; physics catches up with the clock."""
+        self._catch_up()
+
+    def close(self) -> None:
+        renderers, self._renderers = self._renderers, {}
+        for renderer in renderers.values():
+            renderer.close()
+
+    def begin(self, instruction: Instruction) -> None:
+        self._catch_up()
+        self._task = tasks.parse(instruction.text)
+        self._touched = []
+        self._verdict = None if self._task is None else False
+        if self._reset_on_instruction:
+            self._replace_blocks(np.random.default_rng([self._seed, instruction.id]))
+        self._held_over = dict.fromkeys(self._contacts(), _RELEASE_STEPS)
+        if self._task is not None and self._task.colour in self._held_over:
+            del self._held_over[self._task.colour]
+        self._watch()
+
+    def judge(self) -> bool | None:
+        """True once the gripper touched the named block before any other, since `begin`. None for an unknown task.
+
+        A block that the gripper was already touching at `begin` counts as another only after the gripper left it.
+        """
+        if self._data is not None:
+            self._catch_up()
+        return self._verdict
+
+    @property
+    def task(self) -> tasks.Task | None:
+        """What the last instruction was understood as."""
+        return self._task
+
+    @property
+    def touched(self) -> tuple[str, ...]:
+        """The blocks that the gripper touched since `begin` or `reset`, in the order of the first touch."""
+        return tuple(self._touched)
+
+    @property
+    def blocks(self) -> dict[str, np.ndarray]:
+        """Centre of every block, {colour: (3,)} m, as of the last physics step."""
+        self._load()
+        return {colour: self._data.body(colour).xpos.copy() for colour in COLOURS}
+
+    @property
+    def tip(self) -> np.ndarray:
+        """The point between the ends of the fingers, (3,) m, as of the last physics step."""
+        self._load()
+        return self._data.site("tip").xpos.copy()
+
+    def reset(self, seed: int) -> None:
+        """A fresh episode: arm at home, blocks placed at random by `seed`, at least 8 cm apart. Judging starts over."""
+        self._load()
+        self._mujoco.mj_resetData(self._model, self._data)
+        rng = np.random.default_rng([seed, 0xB10C])
+        self.pose(HOME, place_blocks(rng, 1, avoid=None)[0])
+        self._physics_ns = self._clock.now_ns()
+        self._task, self._verdict, self._touched, self._held_over = None, None, [], {}
+
+    def pose(self, joints: np.ndarray, blocks: np.ndarray | None = None) -> None:
+        """Put the arm at `joints` (7,) and the blocks at `blocks` (4, 4): x, y, z, yaw in the order of COLOURS.
+
+        At rest and with the servo targets there; no physics is stepped.
+        """
+        self._load()
+        data = self._data
+        joints = np.clip(np.asarray(joints, dtype=np.float64), kinematics.LOW, kinematics.HIGH)
+        data.qpos[self._joint_address] = joints[:6]
+        data.qpos[self._finger_address] = joints[6] / 2
+        data.qvel[:] = 0.0
+        data.ctrl[:] = joints
+        if blocks is not None:
+            self._set_blocks(blocks)
+        self._mujoco.mj_forward(self._model, data)
+
+    def render(self, cameras: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+        """Images of the scene as it stands, without stepping it."""
+        self._load()
+        self._open_cameras()
+        images = {}
+        for name in self._spec.cameras if cameras is None else cameras:
+            renderer = self._renderers[self._spec.cameras[name]]
+            renderer.update_scene(self._data, self._camera_id[name])
+            images[name] = renderer.render()
+        return images
+
+    def deepest_arm_contact(self) -> float:
+        """How deep the arm overlaps anything right now, m; 0 where nothing touches. For choosing poses to render."""
+        self._load()
+        contact = self._data.contact
+        arm = (self._is_arm[contact.geom1] | self._is_arm[contact.geom2]) & (contact.dist < 0)
+        return float(-contact.dist[arm].min()) if arm.any() else 0.0
+
+    def pixel(self, camera: str, point: np.ndarray) -> np.ndarray:
+        """Where a camera sees a point (3,): (u right, v down), in [0, 1) inside the image; NaN behind the camera."""
+        self._load()
+        i = self._camera_id[camera]
+        height, width = self._spec.cameras[camera]
+        x, y, z = self._data.cam_xmat[i].reshape(3, 3).T @ (np.asarray(point) - self._data.cam_xpos[i])
+        if z > -1e-6:
+            return np.full(2, np.nan)
+        scale = 0.5 / np.tan(np.radians(self._model.cam_fovy[i]) / 2)
+        return np.array([0.5 - x / z * scale * height / width, 0.5 + y / z * scale])
+
+    def sees(self, camera: str, colour: str) -> bool:
+        """Whether a block's centre lies in the image and at least one of three rays from the camera meets the block."""
+        self._load()
+        block = self._data.body(colour)
+        uv = self.pixel(camera, block.xpos)
+        if not ((uv >= 0) & (uv < 1)).all():
+            return False
+        origin = self._data.cam_xpos[self._camera_id[camera]]
+        sideways = np.cross(block.xpos - origin, (0, 0, 1))
+        sideways *= 0.35 * BLOCK_SIZE / max(float(np.linalg.norm(sideways)), 1e-9)
+        hit = np.zeros(1, dtype=np.int32)
+        for point in (block.xpos, block.xpos + sideways, block.xpos - sideways):
+            self._mujoco.mj_ray(self._model, self._data, origin, point - origin, None, 1, -1, hit)
+            if hit[0] == self._block_geom[colour]:
+                return True
+        return False
+
+    _model: Any = None
+    _data: Any = None
+
+    def _load(self) -> None:
+        if self._model is not None:
+            return
+        mujoco = self._mujoco = load_mujoco()
+        sizes = self._spec.cameras.values()
+        largest = (max((height for height, _ in sizes), default=1), max((width for _, width in sizes), default=1))
+        model = self._model = mujoco.MjModel.from_xml_string(table_top_xml(largest))
+        self._data = mujoco.MjData(model)
+        self._joint_address = np.array([model.joint(name).qposadr[0] for name in kinematics.JOINTS])
+        self._finger_address = np.array([model.joint(name).qposadr[0] for name in _HAND[1:]])
+        self._block_address = [model.joint(colour).qposadr[0] for colour in COLOURS]
+        self._block_velocity = [model.joint(colour).dofadr[0] for colour in COLOURS]
+        self._block_geom = {colour: model.geom(colour).id for colour in COLOURS}
+        self._camera_id = {name: model.camera(name).id for name in CAMERAS}
+        hand = [model.body(name).id for name in _HAND]
+        self._is_hand = np.isin(model.geom_bodyid, hand)
+        self._is_arm = (model.geom_contype == 1) & (model.geom_bodyid > 0)
+        self._block_index = np.full(model.ngeom, -1)
+        self._block_index[list(self._block_geom.values())] = range(len(COLOURS))
+        self.reset(self._seed)
+
+    def _open_cameras(self) -> None:
+        if self._renderers:
+            return
+        try:
+            for height, width in sorted(set(self._spec.cameras.values())):
+                self._renderers[height, width] = self._mujoco.Renderer(self._model, height, width)
+        except Exception as cause:  # MuJoCo raises a different class for every library that can be missing
+            self._renderers = {}
+            raise RenderingUnavailable(cause) from cause
+
+    def _state(self) -> np.ndarray:
+        qpos = self._data.qpos
+        return np.append(qpos[self._joint_address], qpos[self._finger_address].sum())
+
+    def _catch_up(self) -> None:
+        self._load()
+        steps = (self._clock.now_ns() - self._physics_ns) // STEP_NS
+        if steps > MAX_STEPS_A_CALL:
+            dropped_ns = (steps - MAX_STEPS_A_CALL) * STEP_NS
+            self.dropped_ns += dropped_ns
+            self._physics_ns += dropped_ns
+            steps = MAX_STEPS_A_CALL
+        self._physics_ns += steps * STEP_NS
+        for _ in range(steps):
+            self._mujoco.mj_step(self._model, self._data)
+            self._watch()
+
+    def _contacts(self) -> list[str]:
+        """The blocks that hand or fingers touch in this physics step."""
+        contact = self._data.contact
+        if len(contact.geom1) == 0:
+            return []
+        first, second = contact.geom1, contact.geom2
+        blocks = np.concatenate(
+            [self._block_index[second[self._is_hand[first]]], self._block_index[first[self._is_hand[second]]]]
+        )
+        return [COLOURS[i] for i in np.unique(blocks[blocks >= 0])]
+
+    def _watch(self) -> None:
+        touching = self._contacts()
+        for colour in list(self._held_over):
+            self._held_over[colour] = _RELEASE_STEPS if colour in touching else self._held_over[colour] - 1
+            if self._held_over[colour] == 0:
+                del self._held_over[colour]
+        new = [colour for colour in touching if colour not in self._held_over and colour not in self._touched]
+        if self._task is not None and new and not self._touched:
+            self._verdict = new == [self._task.colour]
+        self._touched += new
+
+    def _set_blocks(self, blocks: np.ndarray) -> None:
+        for (x, y, z, yaw), position, velocity in zip(blocks, self._block_address, self._block_velocity, strict=True):
+            self._data.qpos[position : position + 7] = (x, y, z, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2))
+            self._data.qvel[velocity : velocity + 6] = 0.0
+
+    def _replace_blocks(self, rng: np.random.Generator) -> None:
+        """New places away from the arm as it stands: 10 cm from the tip, and in contact with no part of it."""
+        for _ in range(50):
+            self._set_blocks(place_blocks(rng, 1, avoid=self.tip[None, :2])[0])
+            self._mujoco.mj_forward(self._model, self._data)
+            contact = self._data.contact
+            arm, block = self._is_arm, self._block_index >= 0
+            if not (arm[contact.geom1] & block[contact.geom2] | arm[contact.geom2] & block[contact.geom1]).any():
+                return
