@@ -39,7 +39,7 @@ def desired_tip(tip: np.ndarray, block: np.ndarray, press: float = PRESS) -> np.
 
 
 def next_target(q: np.ndarray, block: np.ndarray, period_s: float, press: float = PRESS) -> np.ndarray:
-    """The target one period ahead, (N, 7): toward the inverse kinematics of the desired tip, the six joints together."""
+    """The target one period ahead, (N, 7): toward the joints of the desired tip, all six scaled together."""
     goal = tool_down(desired_tip(tip_position(q), block, press), GRIPPER)
     step = goal - q
     largest = np.abs(step[:, :6]).max(axis=1, keepdims=True)

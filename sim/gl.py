@@ -20,8 +20,8 @@ class RenderingUnavailable(RuntimeError):
     def __init__(self, cause: object) -> None:
         backend = os.environ.get("MUJOCO_GL", "unset")
         super().__init__(
-            f"MuJoCo cannot open OpenGL for the cameras (MUJOCO_GL={backend}): {cause}. Likely cause: the library is not"
-            f" installed. On Debian and Ubuntu install {_PACKAGES}, then start the process again"
+            f"MuJoCo cannot open OpenGL for the cameras (MUJOCO_GL={backend}): {cause}. Likely cause: the library is"
+            f" not installed. On Debian and Ubuntu install {_PACKAGES}, then start the process again"
         )
 
 

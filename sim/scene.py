@@ -21,7 +21,7 @@ BIN_CENTRE, BIN_SIZE, BIN_HEIGHT = (0.14, 0.175), 0.11, 0.045
 _RGB = {"red": "0.86 0.13 0.11", "green": "0.10 0.62 0.22", "blue": "0.10 0.28 0.86", "yellow": "0.97 0.80 0.08"}
 # camera -> (position, point looked at, direction that is up in the image, vertical field of view in degrees)
 _CAMERAS = {
-    "front": ((1.02, 0.0, 0.60), (0.325, 0.0, 0.02), (0, 0, 1), 31),
+    "front": ((1.02, 0.0, 0.62), (0.345, 0.0, 0.02), (0, 0, 1), 33),
     "left": ((0.34, 0.78, 0.60), (0.315, 0.0, 0.02), (0, 0, 1), 30),
     "right": ((0.34, -0.78, 0.60), (0.315, 0.0, 0.02), (0, 0, 1), 30),
     "top": ((0.50, 0.0, 1.10), (0.325, 0.0, 0.0), (1, 0, 0), 27),
@@ -110,7 +110,7 @@ def table_top_xml(offscreen_size: tuple[int, int] = (640, 640)) -> str:
     <global offheight="{offscreen_size[0]}" offwidth="{offscreen_size[1]}"/>
     <quality shadowsize="0" offsamples="0"/>
     <map znear="0.02" zfar="8"/>
-    <headlight ambient="0.42 0.42 0.42" diffuse="0.36 0.36 0.36" specular="0 0 0"/>
+    <headlight ambient="0.42 0.42 0.42" diffuse="0.34 0.34 0.34" specular="0 0 0"/>
   </visual>
   <default>
     <joint armature="0.05" damping="0.5"/>
@@ -123,7 +123,8 @@ def table_top_xml(offscreen_size: tuple[int, int] = (640, 640)) -> str:
     </default>
   </default>
   <worldbody>
-    <light pos="0.2 -0.5 1.8" dir="0.1 0.3 -1" directional="true" castshadow="false" diffuse="0.45 0.45 0.45"/>
+    <light pos="0.2 -0.5 1.8" dir="0.1 0.3 -1" directional="true" castshadow="false" diffuse="0.36 0.36 0.36"
+      specular="0 0 0"/>
     <geom name="table" class="thing" type="plane" size="1.5 1.5 0.1" rgba="0.80 0.78 0.75 1"/>
     <geom type="box" contype="0" conaffinity="0" pos="{centre[0]} {centre[1]} 0.0003"
       size="{half[0]} {half[1]} 0.0003" rgba="0.71 0.70 0.69 1"/>

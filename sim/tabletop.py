@@ -1,7 +1,7 @@
 """The simulated robot: the table-top scene behind the Robot and Judge protocols, in step with any Clock.
 
-Knows MuJoCo. Physics time follows `clock.now_ns()`: with the machine's clock it runs live, with a FakeClock in lockstep and
-bit for bit the same for the same seed and calls. Refuses to know who drives it, and learned models.
+Knows MuJoCo. Physics time follows `clock.now_ns()`: with the machine's clock it runs live, with a FakeClock in lockstep
+and bit for bit the same for the same seed and calls. Refuses to know who drives it, and learned models.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class TabletopRobot:
     """A 6-joint arm with a gripper, four blocks and a bin. State and action: six angles (rad) and the opening (m).
 
     `cameras` is a choice of front, left, right, top, wrist, or {name: (height, width)}; all five by default, at
-    `image_size`. With `reset_on_instruction` every new instruction finds the blocks re-placed, seeded by (seed, its id).
-    One thread calls it: an OpenGL context belongs to the thread that made it.
+    `image_size`. With `reset_on_instruction` every new instruction finds the blocks re-placed, seeded by
+    (seed, its id). One thread calls it: an OpenGL context belongs to the thread that made it.
     """
 
     def __init__(
@@ -278,17 +278,17 @@ class TabletopRobot:
 
     def _contacts(self) -> list[str]:
         """The blocks that hand or fingers touch in this physics step."""
-        contact = self._data.contact
-        if len(contact.geom1) == 0:
+        pairs = self._data.contact.geom
+        hand = self._is_hand[pairs]
+        if not hand.any():
             return []
-        first, second = contact.geom1, contact.geom2
-        blocks = np.concatenate(
-            [self._block_index[second[self._is_hand[first]]], self._block_index[first[self._is_hand[second]]]]
-        )
+        blocks = self._block_index[pairs[hand[:, ::-1]]]
         return [COLOURS[i] for i in np.unique(blocks[blocks >= 0])]
 
     def _watch(self) -> None:
         touching = self._contacts()
+        if not touching and not self._held_over:
+            return
         for colour in list(self._held_over):
             self._held_over[colour] = _RELEASE_STEPS if colour in touching else self._held_over[colour] - 1
             if self._held_over[colour] == 0:
