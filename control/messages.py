@@ -154,3 +154,22 @@ class Cycle:
     rejected: int = 0  # messages refused since the start
     task_done: bool | None = None
     task_instruction_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A request of an operator's client; `request_id` comes back in every reply."""
+
+    request_id: int
+    verb: str  # say, status, stop, resume
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The controller's answer. `accepted` may come first and promises a later `done` or `failed`."""
+
+    request_id: int
+    outcome: str  # accepted, done, failed
+    message: str
+    values: dict[str, float | int | str | bool | None] = field(default_factory=dict)

@@ -1,0 +1,303 @@
+"""Addresses and sockets: who binds what, newest-only reading, and commands with replies.
+
+Knows ZeroMQ, refuses to know what the messages mean. Nothing here blocks longer than the caller says: publishers drop for
+slow readers (SNDHWM bounds their memory: a stopped subscriber grew its publisher by 403 MB in 200 messages without it,
+measured), `Latest` conflates (HWM=1 alone delivered messages 3 s old), and LINGER is 0, so closing never waits.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from control.errors import BusError, CommandFailed, NotRunning, WireError
+from control.messages import Command, Reply
+from control.wire import decode, encode, max_bytes
+
+# topic -> the process that binds it; the order fixes the tcp ports
+OWNERS = {
+    "robot": "robot",
+    "frames": "robot",
+    "state": "robot",
+    "features": "encoder",
+    "instruction": "controller",
+    "action": "controller",
+    "cycle": "controller",
+    "command": "controller",
+}
+_MAX_IPC_PATH = 100  # the kernel allows 107 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BusAddress:
+    """Where the topics live: `ipc://NAME` or `ipc:///DIR` (one machine, this user only), or `tcp://HOST:PORT` (a port a
+    topic, counted up from PORT). `encoder` may name another tcp address for the one process that may be remote.
+
+    Anyone who reaches a tcp port can command the robot: hosts other than loopback need `allow_remote`.
+    """
+
+    address: str = "ipc://saccade"
+    encoder: str | None = None
+    allow_remote: bool = False
+
+    def __post_init__(self) -> None:
+        for topic in OWNERS:
+            self.endpoint(topic)
+
+    def endpoint(self, topic: str) -> str:
+        base = self.encoder if self.encoder and OWNERS[topic] == "encoder" else self.address
+        scheme, _, rest = base.partition("://")
+        if scheme == "ipc" and rest:
+            path = ipc_folder(rest) / topic
+            if len(str(path).encode()) > _MAX_IPC_PATH:
+                raise BusError(f"bus address '{base}': its socket path {path} is longer than {_MAX_IPC_PATH} bytes")
+            return f"ipc://{path}"
+        host, _, port = rest.rpartition(":")
+        if scheme != "tcp" or not host or not port.isdigit() or not 1024 <= int(port) <= 65000:
+            raise BusError(
+                f"bus address '{base}': expected ipc://NAME, ipc:///FOLDER or tcp://HOST:PORT with a port in 1024..65000"
+            )
+        if host not in ("127.0.0.1", "localhost", "[::1]") and not self.allow_remote:
+            raise BusError(
+                f"bus address '{base}' is open to the network, and whoever reaches it can command the robot;"
+                " use tcp://127.0.0.1:PORT, or set bus.allow_remote: true on a network you trust"
+            )
+        return f"tcp://{host}:{int(port) + list(OWNERS).index(topic)}"
+
+
+def ipc_folder(name: str) -> Path:
+    """The folder of the sockets of `ipc://NAME`; private to this user."""
+    if name.startswith("/"):
+        return Path(name)
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    base = Path(runtime) if runtime else Path(tempfile.gettempdir()) / f"saccade-{os.getuid()}"
+    return base / name
+
+
+class Lease:
+    """Holds an endpoint for this process. ZeroMQ itself would silently take over an ipc path that is in use.
+
+    The kernel gives the lock back when the process ends, however it ends.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self._file = None
+        if not endpoint.startswith("ipc://"):
+            return
+        path = Path(endpoint.removeprefix("ipc://") + ".lock")
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        owner = path.parent.stat().st_uid
+        if owner != os.getuid():
+            raise BusError(f"bus folder {path.parent} belongs to user {owner}, not to you; choose another bus address")
+        self._file = open(path, "a+")  # noqa: SIM115 - held until release
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "unknown"
+            self._file.close()
+            raise BusError(
+                f"bus address {endpoint} is in use by process {holder}: another run is going on;"
+                " stop it, or give this one its own with --set bus.address=ipc://NAME"
+            ) from None
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _bind(socket: zmq.Socket, endpoint: str) -> Lease:
+    lease = Lease(endpoint)
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        lease.release()
+        socket.close()
+        in_use = "; another run or program holds it" if error.errno == zmq.EADDRINUSE else ""
+        raise BusError(f"cannot bind {endpoint}: {error.strerror}{in_use}") from None
+    return lease
+
+
+class Publisher:
+    """Publishes one topic and never blocks. `queue` messages wait for each reader, then its oldest are dropped.
+
+    With `latch` a late reader gets the newest message as soon as `greet` or `send` runs after it connected.
+    """
+
+    def __init__(self, bus: BusAddress, topic: str, *, queue: int = 2, latch: bool = False) -> None:
+        self._socket = zmq.Context.instance().socket(zmq.XPUB if latch else zmq.PUB)
+        self._socket.setsockopt(zmq.SNDHWM, queue)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        if latch:
+            self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
+        self._latch = latch
+        self._newest: bytes | None = None
+        self._lease = _bind(self._socket, bus.endpoint(topic))
+
+    def send(self, noun: Any) -> None:
+        data = encode(noun)
+        if self._latch:
+            self._drain_subscriptions()
+            self._newest = data
+        self._socket.send(data, zmq.NOBLOCK)
+
+    def greet(self) -> None:
+        """Send the newest message again if a reader has joined since."""
+        if self._drain_subscriptions() and self._newest is not None:
+            self._socket.send(self._newest, zmq.NOBLOCK)
+
+    def _drain_subscriptions(self) -> bool:
+        joined = False
+        while self._socket.poll(0, zmq.POLLIN):
+            joined |= self._socket.recv(zmq.NOBLOCK)[:1] == b"\x01"
+        return joined
+
+    def close(self) -> None:
+        self._socket.close()
+        self._lease.release()
+
+
+class Subscriber:
+    """Reads one topic. Messages that do not decode are counted, kept as `last_error`, and never returned."""
+
+    def __init__(self, bus: BusAddress, topic: str, *, newest_only: bool, queue: int = 1000) -> None:
+        self._topic = topic
+        self._socket = zmq.Context.instance().socket(zmq.SUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, max_bytes(topic))
+        self._socket.setsockopt(zmq.RCVHWM, queue)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
+        if newest_only:
+            self._socket.setsockopt(zmq.CONFLATE, 1)
+        self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self._socket.connect(bus.endpoint(topic))
+        self.rejected = 0
+        self.last_error = ""
+
+    @property
+    def socket(self) -> zmq.Socket:
+        """For a poller of the caller's."""
+        return self._socket
+
+    def poll(self, timeout_ms: int = 0) -> Any | None:
+        """The next message, None if there is none within the time."""
+        if not self._socket.poll(timeout_ms, zmq.POLLIN):
+            return None
+        try:
+            return decode(self._topic, self._socket.recv(zmq.NOBLOCK))
+        except WireError as error:
+            self.rejected += 1
+            self.last_error = str(error)
+            return None
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def Latest(bus: BusAddress, topic: str) -> Subscriber:  # noqa: N802 - it reads as the noun it returns
+    """A subscriber that has only ever the newest message."""
+    return Subscriber(bus, topic, newest_only=True)
+
+
+class CommandServer:
+    """The controller's end of `command`: many clients, each answered by its request id, now or later."""
+
+    def __init__(self, bus: BusAddress) -> None:
+        self._socket = zmq.Context.instance().socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 200)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, max_bytes("command"))
+        self._socket.setsockopt(zmq.SNDHWM, 100)
+        self._socket.setsockopt(zmq.RCVHWM, 100)
+        self._lease = _bind(self._socket, bus.endpoint("command"))
+        self.rejected = 0
+
+    def poll(self, timeout_ms: int = 0) -> tuple[bytes, Command] | None:
+        """The next command and its client. A malformed one is answered with what is wrong, and counted."""
+        if not self._socket.poll(timeout_ms, zmq.POLLIN):
+            return None
+        client, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
+        try:
+            if len(parts) != 1:
+                raise WireError(f"command: expected one frame, got {len(parts)}")
+            return client, decode("command", parts[0])
+        except WireError as error:
+            self.rejected += 1
+            self.reply(client, Reply(0, "failed", str(error)))
+            return None
+
+    def reply(self, client: bytes, reply: Reply) -> None:
+        """Never blocks: a client that has gone, or does not read, loses its reply."""
+        try:
+            self._socket.send_multipart([client, encode(reply)], zmq.NOBLOCK)
+        except zmq.Again:
+            self.rejected += 1
+
+    def close(self) -> None:
+        self._socket.close()
+        self._lease.release()
+
+
+class CommandClient:
+    """An operator's end of `command`. Each request has its own id, so a lost or late reply never blocks the next."""
+
+    def __init__(self, bus: BusAddress) -> None:
+        self._endpoint = bus.endpoint("command")
+        self._socket = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, max_bytes("reply"))
+        self._socket.connect(self._endpoint)
+        self._next_id = time.monotonic_ns()
+
+    def send(self, verb: str, text: str = "") -> int:
+        """The id of the request; its replies come through `receive`."""
+        self._next_id += 1
+        self._socket.send(encode(Command(self._next_id, verb, text)), zmq.NOBLOCK)
+        return self._next_id
+
+    def receive(self, timeout_s: float = 0.0) -> Reply | None:
+        """The next reply to any request of this client, None if there is none within the time."""
+        if not self._socket.poll(int(timeout_s * 1000), zmq.POLLIN):
+            return None
+        return decode("reply", self._socket.recv())
+
+    def request(self, verb: str, text: str = "", *, answer_s: float = 1.5, finish_s: float = 30.0) -> Reply:
+        """The final reply. `answer_s` bounds the wait for the first sign of life, `finish_s` for the end of the work.
+
+        Raises NotRunning when nobody answers, CommandFailed when the controller says it cannot.
+        """
+        request_id = self.send(verb, text)
+        deadline_s = time.monotonic() + answer_s
+        accepted = False
+        while (remaining_s := deadline_s - time.monotonic()) > 0:
+            reply = self.receive(remaining_s + 0.001)
+            if reply is None or reply.request_id not in (request_id, 0):
+                continue
+            if reply.outcome == "accepted":
+                accepted, deadline_s = True, time.monotonic() + finish_s
+                continue
+            if reply.outcome != "done":
+                raise CommandFailed(reply.message)
+            return reply
+        if accepted:
+            raise CommandFailed(
+                f"'{verb}' was accepted but not finished within {finish_s:g} s; is the encoder running? see `status`"
+            )
+        raise NotRunning(
+            f"no controller answers at {self._endpoint} within {answer_s:g} s; start one with `launch.py run`,"
+            " or name its bus with --set bus.address=..."
+        )
+
+    def close(self) -> None:
+        self._socket.close()

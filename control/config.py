@@ -1,0 +1,236 @@
+"""Strict YAML to frozen models: unknown or duplicate keys, wrong types and NaN are errors with file, line and key.
+
+`--set a.b=value` goes the same way as the file. Paths in a config are relative to the config's own folder. Objects get
+values from here, never the config itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from control.bus import BusAddress
+from control.clock import NS_PER_MS, NS_PER_S
+from control.errors import BusError, ConfigError
+from control.loop import LoopSettings
+from control.safety import Freshness
+
+Ms = Annotated[float, Field(gt=0, le=3_600_000)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class BusConfig(_Section):
+    """Where the processes meet; see control/bus.py."""
+
+    address: str = "ipc://saccade"
+    encoder: str | None = None
+    allow_remote: bool = False
+
+    @model_validator(mode="after")
+    def _endpoints_are_usable(self) -> BusConfig:
+        try:
+            self.build()
+        except BusError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def build(self) -> BusAddress:
+        return BusAddress(self.address, self.encoder, self.allow_remote)
+
+
+class RobotConfig(_Section):
+    """`name`: an installed robot (entry point group `saccade.robots`), or `remote`: a host that somebody else starts."""
+
+    name: str
+    options: dict[str, Any] = {}  # given to the robot as keyword arguments
+    host_hz: Annotated[float, Field(ge=10, le=1000)] = 100.0  # interpolation between targets
+    state_hz: Annotated[float, Field(ge=1, le=1000)] = 50.0
+    camera_hz: Annotated[float, Field(gt=0, le=240)] = 25.0
+    watchdog_ms: Annotated[float, Field(ge=20, le=5000)] = 300.0
+
+
+class EncoderConfig(_Section):
+    policy: str  # a policy folder
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    threads: Annotated[int, Field(ge=1, le=64)] = 1
+    random_weights: bool = False  # the backbone's geometry without its weights, for latency work; moves nothing
+
+
+class ControlConfig(_Section):
+    rate_hz: Annotated[float, Field(ge=1, le=100)] = 10.0
+    state_max_age_ms: Ms = 200.0
+    switch_max_ms: Ms = 3000.0
+    max_missed_ticks: Annotated[int, Field(ge=0, le=1000)] = 3
+    realtime: bool = True  # try SCHED_FIFO; the report says what was granted
+
+
+class FreshnessConfig(_Section):
+    """Feature ages in ms: speed falls from `slow_after`, HOLD at `hold_after`, STOP past `stop_after`."""
+
+    slow_after_ms: Ms
+    hold_after_ms: Ms
+    stop_after_ms: Ms
+
+    @model_validator(mode="after")
+    def _rungs_rise(self) -> FreshnessConfig:
+        self.build()
+        return self
+
+    def build(self) -> Freshness:
+        return Freshness(self.slow_after_ms, self.hold_after_ms, self.stop_after_ms)
+
+
+class SafetyConfig(_Section):
+    workspace: dict[str, tuple[float, float]] = {}  # action name -> [low, high], inside the robot's own limits
+    allow_unlimited: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_pairs(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("workspace"), dict):
+            pairs = {key: tuple(pair) if isinstance(pair, list) else pair for key, pair in data["workspace"].items()}
+            return data | {"workspace": pairs}
+        return data
+
+
+class RunConfig(_Section):
+    """What the supervisor does when the encoder dies: how often it is restarted, and after which growing pause."""
+
+    max_encoder_restarts: Annotated[int, Field(ge=0, le=10_000)] = 10
+    restart_backoff_s: Annotated[float, Field(gt=0, le=60)] = 0.5
+
+
+class Config(_Section):
+    version: Literal[1]
+    bus: BusConfig = BusConfig()
+    robot: RobotConfig
+    encoder: EncoderConfig
+    control: ControlConfig = ControlConfig()
+    freshness: FreshnessConfig
+    safety: SafetyConfig = SafetyConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _the_ladder_leaves_room_for_a_period(self) -> Config:
+        period_ms = 1000 / self.control.rate_hz
+        if self.freshness.hold_after_ms <= period_ms:
+            raise ValueError(
+                f"freshness.hold_after_ms {self.freshness.hold_after_ms:g} must be over one control period"
+                f" ({period_ms:g} ms) plus twice the encode time, or the mode would flap"
+            )
+        return self
+
+    def loop_settings(self) -> LoopSettings:
+        return LoopSettings(
+            period_ns=round(NS_PER_S / self.control.rate_hz),
+            freshness=self.freshness.build(),
+            state_max_age_ms=self.control.state_max_age_ms,
+            switch_max_ms=self.control.switch_max_ms,
+            max_missed_ticks=self.control.max_missed_ticks,
+            workspace=self.safety.workspace,
+            allow_unlimited=self.safety.allow_unlimited,
+        )
+
+    @property
+    def watchdog_ns(self) -> int:
+        return round(self.robot.watchdog_ms * NS_PER_MS)
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> Config:
+    """The config of a file with `a.b=value` overrides. Raises ConfigError naming file, line, key, expected and got."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"config {path} does not exist; the shipped ones are in configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path} cannot be read: {error}") from None
+    places: dict[tuple[Any, ...], str] = {}
+    data = _parse(text, str(path), places)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}:1: expected keys like `robot:`, got {type(data).__name__}")
+    for override in overrides or []:
+        _override(data, override, places)
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item, str(path), places) for item in error.errors())) from None
+    policy = Path(config.encoder.policy)
+    if not policy.is_absolute():
+        policy = (path.resolve().parent / policy).resolve()
+    return config.model_copy(update={"encoder": config.encoder.model_copy(update={"policy": str(policy)})})
+
+
+def _parse(text: str, where: str, places: dict[tuple[Any, ...], str], base: tuple[Any, ...] = ()) -> Any:
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        return None if node is None else _build(loader, node, where, places, base)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    finally:
+        loader.dispose()
+
+
+def _build(loader: yaml.SafeLoader, node: yaml.Node, where: str, places: dict, base: tuple[Any, ...]) -> Any:
+    places.setdefault(base, f"{where}:{node.start_mark.line + 1}")
+    if isinstance(node, yaml.MappingNode):
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key, line = str(key_node.value), f"{where}:{key_node.start_mark.line + 1}"
+            if key in result:
+                raise ConfigError(f"{line}: key '{'.'.join(map(str, (*base, key)))}' stands twice; remove one")
+            places[(*base, key)] = line
+            result[key] = _build(loader, value_node, where, places, (*base, key))
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_build(loader, item, where, places, (*base, index)) for index, item in enumerate(node.value)]
+    return loader.construct_object(node)
+
+
+def _override(data: dict[str, Any], override: str, places: dict[tuple[Any, ...], str]) -> None:
+    key, equals, value = override.partition("=")
+    path = tuple(key.strip().split("."))
+    if not equals or not all(path):
+        raise ConfigError(f"--set {override}: expected KEY.KEY=VALUE, for example --set control.rate_hz=20")
+    target: Any = data
+    for part in path[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {override}: '{part}' is a value, not a section")
+    target[path[-1]] = _parse(value, f"--set {override}", {}, path)
+    places[path] = f"--set {override}"
+
+
+def _explain(item: Any, file: str, places: dict[tuple[Any, ...], str]) -> str:
+    location = tuple(item["loc"])
+    place = next((places[location[:n]] for n in range(len(location), 0, -1) if location[:n] in places), file)
+    key = ".".join(str(part) for part in location)
+    if item["type"] == "extra_forbidden":
+        known = list(_fields(location[:-1]))
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+        return f"{place}: unknown key '{key}'; {hint}"
+    if item["type"] == "missing":
+        return f"{place}: '{key}' is missing"
+    if item["type"] == "value_error":
+        return f"{place}: {key + ': ' if key else ''}{item['ctx']['error']}"
+    return f"{place}: {key}: {item['msg'].replace('Input should', 'should')}, got {item['input']!r}"
+
+
+def _fields(location: tuple[Any, ...]) -> dict[str, Any]:
+    model: Any = Config
+    for part in location:
+        annotation = model.model_fields[part].annotation
+        candidates = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+        model = next(item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel))
+    return model.model_fields

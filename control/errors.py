@@ -1,0 +1,37 @@
+"""The errors a user meets. Each says what, expected, got and the likely cause; none needs a traceback to be understood."""
+
+
+class SaccadeError(Exception):
+    """Base of every error that is raised on purpose. `exit_code` is what the command line ends with."""
+
+    exit_code = 2
+
+
+class ConfigError(SaccadeError, ValueError):
+    """A config file, a `--set` or an option that cannot be used."""
+
+
+class WireError(SaccadeError, ValueError):
+    """Bytes that are not the message they should be."""
+
+
+class BusError(SaccadeError, OSError):
+    """An address that cannot be used, most often because another run holds it."""
+
+
+class NotRunning(SaccadeError, TimeoutError):
+    """Nobody answers on the bus."""
+
+
+class CommandFailed(SaccadeError, RuntimeError):
+    """The controller understood a command and could not do it."""
+
+    exit_code = 1
+
+
+class RobotError(SaccadeError, RuntimeError):
+    """A robot that cannot be found, built or driven."""
+
+
+class MismatchError(SaccadeError, ValueError):
+    """A policy and a robot that do not fit each other."""

@@ -1,0 +1,202 @@
+"""The robot host process: drives one Robot, stamps what it measures, interpolates between targets, holds by itself.
+
+Knows the robot and the bus; refuses to know why a target was chosen. It follows an action only while the controller says
+RUN, the chunk is valid and the last action is younger than the watchdog; in every other case it holds. Positions are
+clipped once more to the robot's own limits: this process is the last one before the arm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from collections.abc import Callable
+
+import numpy as np
+
+from control.bus import BusAddress, Latest, Publisher
+from control.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock, Pacer
+from control.messages import ActionChunk, Frames, Instruction, Mode, RobotSpec, State
+from control.robot import Judge, Robot
+
+log = logging.getLogger("robot")
+
+
+class Follower:
+    """Interpolates a chunk at the host's rate: row k is due k + 1 periods after its stamp, straight lines between."""
+
+    def __init__(self, spec: RobotSpec, watchdog_ns: int) -> None:
+        self._spec = spec
+        self._watchdog_ns = watchdog_ns
+        self._chunk: ActionChunk | None = None
+        self._from: np.ndarray | None = None
+        self._from_ns = 0
+        self.reason = "no action yet"
+
+    def take(self, chunk: ActionChunk, start: np.ndarray | None, now_ns: int) -> None:
+        """A new chunk replaces the one before; the way to it begins at `start` (A,) now, None: at its first row."""
+        self._chunk, self._from_ns = chunk, now_ns
+        self._from = chunk.targets[:1] if start is None else start
+
+    def target(self, now_ns: int) -> np.ndarray | None:
+        """(A,) to command now, None to hold; `reason` says why."""
+        chunk = self._chunk
+        self.reason = self._find_fault(chunk, now_ns)
+        if self.reason:
+            return None
+        period_ns = chunk.period_s * NS_PER_S
+        points_ns = chunk.stamp_ns + period_ns * np.arange(1, len(chunk.targets) + 1)
+        times = np.concatenate(([self._from_ns], np.maximum(points_ns, self._from_ns + 1)))
+        path = np.vstack((self._from, chunk.targets))
+        target = np.array([np.interp(now_ns, times, column) for column in path.T])
+        return np.clip(target, self._spec.action_low, self._spec.action_high)
+
+    def _find_fault(self, chunk: ActionChunk | None, now_ns: int) -> str:
+        if chunk is None:
+            return "no action yet"
+        if chunk.mode is not Mode.RUN:
+            return f"controller is in {chunk.mode}"
+        if chunk.targets.ndim != 2 or chunk.targets.shape[1] != len(self._spec.action_names) or not len(chunk.targets):
+            return f"action of shape {chunk.targets.shape}, expected (H, {len(self._spec.action_names)})"
+        if not np.isfinite(chunk.targets).all() or not chunk.period_s > 0:
+            return "action with NaN, infinity or no period"
+        age_ns = now_ns - chunk.stamp_ns
+        if age_ns > self._watchdog_ns:
+            return f"watchdog: no action for {self._watchdog_ns / NS_PER_MS:.0f} ms"
+        if age_ns < -NS_PER_MS:
+            return "action stamped in the future: controller and robot host must share one clock"
+        if now_ns > chunk.valid_until_ns:
+            return "the action chunk has run out"
+        return ""
+
+
+class RobotHost:
+    """One robot on the bus. `step` does everything that is due now; `run` paces it."""
+
+    def __init__(
+        self,
+        robot: Robot,
+        bus: BusAddress,
+        *,
+        clock: Clock | None = None,
+        host_hz: float = 100.0,
+        state_hz: float = 50.0,
+        camera_hz: float = 25.0,
+        watchdog_ns: int = 300 * NS_PER_MS,
+    ) -> None:
+        self._robot = robot
+        self._judge = robot if isinstance(robot, Judge) else None
+        self._clock = clock or MonotonicClock()
+        self._spec = robot.spec
+        self._follower = Follower(self._spec, watchdog_ns)
+        self._periods_ns = {
+            "host": round(NS_PER_S / host_hz),
+            "state": round(NS_PER_S / state_hz),
+            "frames": round(NS_PER_S / camera_hz),
+            "robot": NS_PER_S,
+        }
+        self._due_ns = dict.fromkeys(self._periods_ns, 0)
+        self._seq = {"state": 0, "frames": 0}
+        self._commanded: np.ndarray | None = None
+        self._moving = False
+        self._instruction: tuple[int, int] = (0, 0)  # session, id
+        self._rejected = 0
+        self._state_out = Publisher(bus, "state")
+        self._frames_out = Publisher(bus, "frames")
+        self._spec_out = Publisher(bus, "robot", latch=True)
+        self._actions = Latest(bus, "action")
+        self._instructions = Latest(bus, "instruction")
+
+    def run(self, stopped: Callable[[], bool]) -> None:
+        """Until `stopped()`; whatever ends it, the robot is held and closed."""
+        with contextlib.ExitStack() as on_exit:
+            on_exit.callback(self.close)
+            on_exit.callback(self._robot.close)
+            self._robot.connect()
+            on_exit.callback(self._robot.hold)
+            log.info("robot '%s' is ready: %s", self._spec.name, self._rates())
+            pacer = Pacer(self._clock, self._periods_ns["host"])
+            while not stopped():
+                pacer.wait()
+                self.step()
+
+    def step(self) -> None:
+        now_ns = self._clock.now_ns()
+        self._spec_out.greet()
+        if self._is_due("robot", now_ns):
+            self._spec_out.send(self._spec)
+        self._take_instruction()
+        self._follow(now_ns)
+        if self._is_due("state", now_ns):
+            self._publish_state()
+        if self._is_due("frames", now_ns):
+            stamp_ns = self._clock.now_ns()
+            images = self._robot.read_frames()
+            self._frames_out.send(Frames(self._next("frames"), stamp_ns, images))
+
+    def _follow(self, now_ns: int) -> None:
+        chunk = self._actions.poll()
+        if self._actions.rejected > self._rejected:
+            self._rejected = self._actions.rejected
+            log.warning("refused a message: %s", self._actions.last_error)
+        if chunk is not None:
+            self._follower.take(chunk, self._start_of_way(), now_ns)
+        target = self._follower.target(now_ns)
+        if target is not None:
+            self._commanded = self._robot.apply(target)
+        elif self._moving:
+            self._robot.hold()
+        if self._moving != (target is not None):
+            self._moving = target is not None
+            log.info("moving" if self._moving else f"holding: {self._follower.reason}")
+
+    def _start_of_way(self) -> np.ndarray | None:
+        """(A,) what is commanded; before the first command what is measured; None where that is not measured."""
+        if self._commanded is not None:
+            return self._commanded
+        state = dict(zip(self._spec.state_names, self._robot.read_state(), strict=True))
+        if not state.keys() >= set(self._spec.action_names):
+            return None
+        return np.array([state[name] for name in self._spec.action_names])
+
+    def _take_instruction(self) -> None:
+        if self._judge is None:
+            return
+        instruction: Instruction | None = self._instructions.poll()
+        if instruction is not None and (instruction.session, instruction.id) != self._instruction:
+            self._instruction = (instruction.session, instruction.id)
+            self._judge.begin(instruction)
+
+    def _publish_state(self) -> None:
+        stamp_ns = self._clock.now_ns()
+        values = self._robot.read_state()
+        done = self._judge.judge() if self._judge is not None else None
+        self._state_out.send(State(self._next("state"), stamp_ns, values, None, self._instruction[1], done))
+
+    def _is_due(self, what: str, now_ns: int) -> bool:
+        if now_ns < self._due_ns[what]:
+            return False
+        period_ns = self._periods_ns[what]
+        late_ns = now_ns - self._due_ns[what]
+        # On the grid when on time; after a stall from now on, without catching up.
+        self._due_ns[what] = now_ns + period_ns if late_ns > period_ns else self._due_ns[what] + period_ns
+        return True
+
+    def _next(self, topic: str) -> int:
+        self._seq[topic] += 1
+        return self._seq[topic]
+
+    def _rates(self) -> str:
+        return ", ".join(f"{name} {NS_PER_S / period_ns:g} Hz" for name, period_ns in self._periods_ns.items())
+
+    def close(self) -> None:
+        for port in (self._state_out, self._frames_out, self._spec_out, self._actions, self._instructions):
+            port.close()
+
+
+def stop_on_signals() -> Callable[[], bool]:
+    """True once SIGINT or SIGTERM has come: each process ends its own loop in order."""
+    came: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda signum, frame: came.append(signum))
+    return lambda: bool(came)

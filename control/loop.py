@@ -1,0 +1,350 @@
+"""The control loop: one tick from the newest inputs to an action and a record of it. The whole system in one screen.
+
+Knows the order of things; refuses to know sockets (it is given inboxes and outboxes), processes and torch (it is given a
+head). A fault is a value with a reason that leads to HOLD, never an exception: the robot keeps its last target meanwhile.
+The same object runs live, and in lockstep on a simulated clock.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from control.clock import NS_PER_MS, NS_PER_S, Clock, Tick
+from control.errors import MismatchError
+from control.head import ActionHead
+from control.messages import ActionChunk, Cycle, Features, Instruction, Mode, RobotSpec, State
+from control.safety import MAX_BAD_TARGETS, Freshness, Gated, Limits, find_bad_target, gate, next_mode
+from control.wire import MAX_INSTRUCTION_CHARS
+
+_ENCODES_REMEMBERED = 15
+
+
+class Inbox(Protocol):
+    """The newest message of a topic, None when there is no new one."""
+
+    rejected: int
+    last_error: str
+
+    def poll(self) -> Any | None: ...
+
+
+class Outbox(Protocol):
+    def send(self, noun: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """`state_max_age_ms` and `switch_max_ms` lead to HOLD; `max_missed_ticks` is how many a single overrun may cost."""
+
+    period_ns: int
+    freshness: Freshness
+    state_max_age_ms: float
+    switch_max_ms: float
+    max_missed_ticks: int
+    workspace: dict[str, tuple[float, float]]
+    allow_unlimited: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where the loop reads and writes: sockets when live, plain queues in lockstep."""
+
+    robot: Inbox
+    state: Inbox
+    features: Inbox
+    instruction: Outbox
+    action: Outbox
+    cycle: Outbox
+
+
+class ControlLoop:
+    """Acts once a tick. `session` must differ from that of any earlier controller the encoder may remember."""
+
+    def __init__(self, clock: Clock, head: ActionHead, settings: LoopSettings, ports: Ports, session: int) -> None:
+        self._clock, self._head, self._settings, self._ports = clock, head, settings, ports
+        self.session = session
+        self.mode = Mode.INIT
+        self.reason = "waiting for the robot host"
+        self.acting: Instruction | None = None
+        self.pending: Instruction | None = None
+        self.spec: RobotSpec | None = None
+        self._limits: Limits | None = None
+        self._state: State | None = None
+        self._features: Features | None = None
+        self._refused = ""  # why the newest features were not taken
+        self._commanded: np.ndarray | None = None
+        self._bad_targets = 0
+        self._encode_ms: deque[float] = deque(maxlen=_ENCODES_REMEMBERED)
+        self._stop_request = ""
+        self._resume_request = False
+        self._latched = ""  # why STOP was entered
+        self._said_ns: int | None = None  # when the instruction was said whose first action is still to come
+        self._seq = 0
+
+    def say(self, text: str) -> Instruction:
+        """Take a new instruction; it replaces one still pending. Raises ValueError for text that is no instruction."""
+        text = " ".join(text.split())
+        if not text:
+            raise ValueError("the instruction is empty; say what to do, for example \"touch the red block\"")
+        if len(text) > MAX_INSTRUCTION_CHARS:
+            raise ValueError(f"the instruction has {len(text)} characters, expected at most {MAX_INSTRUCTION_CHARS}")
+        newest = self.pending or self.acting
+        self._said_ns = self._clock.now_ns()
+        self.pending = Instruction(0, self._said_ns, self.session, newest.id + 1 if newest else 1, text)
+        self._ports.instruction.send(self.pending)
+        return self.pending
+
+    def stop(self, reason: str) -> None:
+        self._stop_request = reason
+
+    def resume(self) -> None:
+        self._resume_request = True
+
+    def tick(self, tick: Tick) -> Cycle:
+        began_ns = self._clock.now_ns()
+        self._read_robot()
+        state_fault = self._read_state(began_ns)
+        state_ns = self._clock.now_ns()
+        self._read_features(began_ns)
+        age_ms = self._feature_age_ms(began_ns)
+        speed, features_fault, stop = self._judge_features(began_ns, age_ms)
+        features_ns = self._clock.now_ns()
+
+        fault = state_fault or self._missed_fault(tick) or features_fault
+        stop = self._stop_request or stop
+        targets = None
+        if not fault and not stop and (self.mode is not Mode.STOP or self._resume_request):
+            targets, fault = self._ask_head(age_ms)
+        head_ns = self._clock.now_ns()
+        gated = Gated(np.empty((0, 0)), (), "")
+        if targets is not None:
+            last = self._last_commanded()
+            gated = gate(self._resample(targets, last), last, self._limits, speed)
+            fault = gated.fault
+        self._bad_targets = self._bad_targets + 1 if fault.startswith("the head") else 0
+        if self._bad_targets >= MAX_BAD_TARGETS:
+            stop = f"{self._bad_targets} bad outputs of the head in a row: {fault}"
+        self._change_mode(fault, stop, speed, age_ms)
+        safety_ns = self._clock.now_ns()
+
+        chunk = self._chunk(began_ns, age_ms, gated)
+        self._ports.action.send(chunk)
+        published_ns = self._clock.now_ns()
+        switch_ms = None
+        if self._said_ns is not None and self.pending is None and self.mode is Mode.RUN:
+            switch_ms = (published_ns - self._said_ns) / NS_PER_MS
+            self._said_ns = None
+        if newest := self.pending or self.acting:
+            self._ports.instruction.send(newest)
+        marks = (began_ns, state_ns, features_ns, head_ns, safety_ns, published_ns)
+        cycle = self._record(tick, marks, age_ms, gated, switch_ms)
+        self._ports.cycle.send(cycle)
+        self._seq += 1
+        return cycle
+
+    def _read_robot(self) -> None:
+        spec = self._ports.robot.poll()
+        if spec is None or (self.spec is not None and spec.name == self.spec.name):
+            return
+        if self.spec is not None:
+            raise MismatchError(f"robot '{self.spec.name}' was replaced by '{spec.name}' in mid-run; restart the run")
+        for label, ours, theirs in (
+            ("action", self._head.action_names, spec.action_names),
+            ("state", self._head.state_names, spec.state_names),
+        ):
+            if tuple(ours) != tuple(theirs):
+                raise MismatchError(
+                    f"policy {self._head.policy_id} does not fit robot '{spec.name}': the policy was trained with"
+                    f" {label} names {list(ours)}, the robot has {list(theirs)}; choose a policy of this robot"
+                )
+        blind = set(spec.action_names) - set(spec.state_names)
+        if blind and not self._settings.allow_unlimited:
+            raise MismatchError(
+                f"robot '{spec.name}' does not measure its actions {sorted(blind)}, so their first step cannot be bounded;"
+                " add them to its state, or accept the risk with safety.allow_unlimited: true"
+            )
+        period_s = self._settings.period_ns / NS_PER_S
+        self._limits = Limits.of(spec, period_s, self._settings.workspace, self._settings.allow_unlimited)
+        self.spec = spec
+
+    def _read_state(self, now_ns: int) -> str:
+        """Take the newest state; returns why it cannot be used."""
+        inbox = self._ports.state
+        self._state = inbox.poll() or self._state
+        if self.spec is None:
+            return "waiting for the robot host"
+        if self._state is None:
+            return f"no state from the robot yet{_because(inbox.last_error)}"
+        age_ms = (now_ns - self._state.stamp_ns) / NS_PER_MS
+        if age_ms > self._settings.state_max_age_ms:
+            limit = self._settings.state_max_age_ms
+            return f"the state is {age_ms:.0f} ms old, limit {limit:g}: robot host stalled{_because(inbox.last_error)}"
+        if age_ms < -1.0:
+            return f"the state is stamped {-age_ms:.0f} ms in the future: robot host and controller must share one clock"
+        values, names = self._state.values, self.spec.state_names
+        if values.shape != (len(names),):
+            return f"the state has {values.shape[0]} values, expected {len(names)}: {', '.join(names)}"
+        if not np.isfinite(values).all():
+            index = int(np.flatnonzero(~np.isfinite(values))[0])
+            return f"the state of {names[index]} is {values[index]}: sensor or driver fault"
+        return ""
+
+    def _read_features(self, now_ns: int) -> None:
+        """Take the newest features if they are of this session, this policy, and the acting or pending instruction."""
+        features = self._ports.features.poll()
+        if features is None:
+            return
+        wanted = [item.id for item in (self.pending, self.acting) if item is not None]
+        if features.session != self.session or features.instruction_id not in wanted:
+            return
+        if features.policy_id != self._head.policy_id:
+            self._refused = (
+                f"features of policy {features.policy_id} refused, the head is of {self._head.policy_id}:"
+                " encoder and controller were started with different policy folders"
+            )
+            return
+        if not np.isfinite(features.tokens).all() or not features.tokens.size:
+            self._refused = "features with NaN, infinity or nothing in them refused: encoder fault"
+            return
+        if features.frame_stamp_ns > now_ns + NS_PER_MS:
+            self._refused = "features stamped in the future refused: robot host and controller must share one clock"
+            return
+        old = self._features
+        if old is not None and features.instruction_id == old.instruction_id:
+            if features.frame_stamp_ns < old.frame_stamp_ns:
+                return  # an older one, sent again to a late reader
+            if features.seq == old.seq and features.encoder_epoch == old.encoder_epoch:
+                return
+        self._refused = ""
+        self._features = features
+        self._encode_ms.append(features.encode_ms)
+        if self.pending is not None and features.instruction_id == self.pending.id:
+            self.acting, self.pending = self.pending, None
+
+    def _feature_age_ms(self, now_ns: int) -> float | None:
+        """Age of the oldest view inside the features in use."""
+        if self._features is None:
+            return None
+        oldest = max(self._features.view_age_ms.values(), default=0.0)
+        return (now_ns - self._features.frame_stamp_ns) / NS_PER_MS + oldest
+
+    def _judge_features(self, now_ns: int, age_ms: float | None) -> tuple[float, str, str]:
+        """Speed in 0..1, the fault that leads to HOLD, and the reason for STOP."""
+        fresh = self._settings.freshness
+        if self.acting is None or age_ms is None:
+            if self.pending is None:
+                return 0.0, "no instruction yet; give one with `say`", ""
+            return 0.0, f"waiting for the first features of instruction {self.pending.id}{_because(self._refused)}", ""
+        because = _because(self._refused)
+        if age_ms > fresh.stop_after_ms and self.mode is not Mode.INIT:
+            return 0.0, "", f"features {age_ms:.0f} ms old, past stop_after_ms {fresh.stop_after_ms:g}{because}"
+        if age_ms >= fresh.hold_after_ms:
+            return 0.0, f"features {age_ms:.0f} ms old, past hold_after_ms {fresh.hold_after_ms:g}{because}", ""
+        if self.pending is not None and self._said_ns is not None:
+            waited_ms = (now_ns - self._said_ns) / NS_PER_MS
+            if waited_ms > self._settings.switch_max_ms:
+                late = f"instruction {self.pending.id} has no features after {waited_ms:.0f} ms: encoder slow or stopped"
+                return 0.0, late + because, ""
+        if self.mode is Mode.INIT:
+            period_ms = self._settings.period_ns / NS_PER_MS
+            encode_ms = statistics.median(self._encode_ms)
+            bound_ms = 2 * encode_ms + period_ms
+            if bound_ms > fresh.hold_after_ms:
+                return 0.0, (
+                    f"hold_after_ms {fresh.hold_after_ms:g} is under 2 x encode ({encode_ms:.0f}) + period ({period_ms:.0f})"
+                    f" = {bound_ms:.0f} ms and would flap between RUN and HOLD; raise freshness.hold_after_ms"
+                ), ""
+        return fresh.speed(age_ms), "", ""
+
+    def _missed_fault(self, tick: Tick) -> str:
+        if tick.missed <= self._settings.max_missed_ticks:
+            return ""
+        return f"{tick.missed} ticks missed in a row, limit {self._settings.max_missed_ticks}: the machine is overloaded"
+
+    def _ask_head(self, age_ms: float) -> tuple[np.ndarray | None, str]:
+        try:
+            return self._head.act(self._features.tokens, self._state.values, age_ms), ""
+        except (RuntimeError, ValueError, FloatingPointError) as error:
+            first_line = str(error).partition("\n")[0][:300]
+            return None, f"the head failed on features of shape {self._features.tokens.shape}: {first_line}"
+
+    def _resample(self, targets: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """The chunk at the loop's period where the policy was trained at another; the way begins at `last` (A,)."""
+        period_s, trained_s = self._settings.period_ns / NS_PER_S, self._head.period_s
+        if abs(period_s - trained_s) < 1e-6 or find_bad_target(targets, len(last)):
+            return targets
+        rows = np.vstack((last, targets))
+        known_s = trained_s * np.arange(len(rows))
+        wanted_s = period_s * np.arange(1, max(1, round(known_s[-1] / period_s)) + 1)
+        return np.column_stack([np.interp(wanted_s, known_s, column) for column in rows.T])
+
+    def _last_commanded(self) -> np.ndarray:
+        """(A,) the reference of the velocity limit: what was commanded, at first what is measured."""
+        if self._commanded is None:
+            measured = dict(zip(self.spec.state_names, self._state.values, strict=True))
+            middle = (self._limits.low + self._limits.high) / 2
+            self._commanded = np.array(
+                [measured.get(name, middle[index]) for index, name in enumerate(self.spec.action_names)]
+            )
+        return self._commanded
+
+    def _change_mode(self, fault: str, stop: str, speed: float, age_ms: float | None) -> None:
+        before = self.mode
+        self.mode = next_mode(before, fault=fault, stop=stop, resume=self._resume_request)
+        if self.mode is Mode.STOP:
+            self._latched = stop or self._latched
+            self._commanded = None  # the arm may be moved by hand meanwhile: start from what is measured
+        slowed = f"features {age_ms:.0f} ms old: speed {speed:.0%}" if age_ms is not None and speed < 1 else ""
+        self.reason = {Mode.RUN: slowed, Mode.STOP: self._latched}.get(self.mode, fault)
+        if before is Mode.STOP and self.mode is not Mode.STOP:
+            self._latched, self._bad_targets = "", 0
+        self._stop_request, self._resume_request = "", False
+
+    def _chunk(self, now_ns: int, age_ms: float | None, gated: Gated) -> ActionChunk:
+        if self.mode is Mode.RUN:
+            targets, self._commanded = gated.targets, gated.targets[0]
+        else:
+            targets = np.empty((0, 0)) if self._commanded is None else self._commanded[np.newaxis]
+        period_ns = self._settings.period_ns
+        instruction_id = self.acting.id if self.acting else 0
+        valid_until_ns = now_ns + len(targets) * period_ns
+        period_s = period_ns / NS_PER_S
+        return ActionChunk(self._seq, now_ns, instruction_id, age_ms, self.mode, targets, period_s, valid_until_ns)
+
+    def _record(
+        self, tick: Tick, marks: tuple[int, ...], age_ms: float | None, gated: Gated, switch_ms: float | None
+    ) -> Cycle:
+        stages = ("state", "features", "head", "safety", "publish")
+        state, features = self._state, self._features
+        return Cycle(
+            seq=self._seq,
+            stamp_ns=marks[0],
+            deadline_ns=tick.deadline_ns,
+            lateness_ms=tick.lateness_ns / NS_PER_MS,
+            cycle_ms=(marks[-1] - marks[0]) / NS_PER_MS,
+            stage_ms={name: (marks[i + 1] - marks[i]) / NS_PER_MS for i, name in enumerate(stages)},
+            state_age_ms=(marks[0] - state.stamp_ns) / NS_PER_MS if state else None,
+            feature_age_ms=age_ms,
+            feature_seq=features.seq if features else None,
+            encoder_epoch=features.encoder_epoch if features else None,
+            encode_ms=features.encode_ms if features else None,
+            instruction_id=self.acting.id if self.acting else 0,
+            pending_id=self.pending.id if self.pending else None,
+            mode=self.mode,
+            reason=self.reason,
+            limits=gated.hit,
+            missed_ticks=tick.missed,
+            switch_ms=switch_ms,
+            rejected=self._ports.robot.rejected + self._ports.state.rejected + self._ports.features.rejected,
+            task_done=state.task_done if state else None,
+            task_instruction_id=state.task_instruction_id if state else 0,
+        )
+
+
+def _because(detail: str) -> str:
+    return f" ({detail})" if detail else ""

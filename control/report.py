@@ -1,0 +1,172 @@
+"""The figures of a run, from the cycles and features on the bus. Actions are counted as actions, encodes as encodes.
+
+Everything before the first RUN cycle is start-up: it is stated as `startup_s` and in no other figure. Percentiles look at the
+newest hour at most, so that memory stays bounded; counts cover the whole run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from control.clock import NS_PER_S
+from control.messages import Cycle, Features, Mode
+
+_WINDOW = 36_000  # one hour at 10 Hz
+
+
+class RunFigures:
+    """Takes what the bus delivers; `report` is the summary of it so far."""
+
+    def __init__(self, period_ms: float, camera_period_ms: float, started_ns: int) -> None:
+        self._period_ms, self._camera_period_ms, self._started_ns = period_ms, camera_period_ms, started_ns
+        self._cycles: deque[Cycle] = deque(maxlen=_WINDOW)
+        self._encode_ms: deque[float] = deque(maxlen=_WINDOW)
+        self._encode_stages: dict[str, deque[float]] = {}
+        self._first: Cycle | None = None
+        self._modes: Counter[Mode] = Counter()
+        self._limits: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._switch_ms: list[float] = []
+        self._missed = self._lost_records = self._encodes = 0
+        self._first_encode_ns = self._last_encode_ns = 0
+        self._warm_up_cycles = 0
+        self.last: Cycle | None = None
+
+    def add_cycle(self, cycle: Cycle) -> None:
+        if self.last is not None:
+            self._lost_records += max(0, cycle.seq - self.last.seq - 1)
+        self.last = cycle
+        self._modes[cycle.mode] += 1
+        if self._first is None:
+            if cycle.mode is not Mode.RUN:
+                self._warm_up_cycles += 1
+                return
+            self._first = cycle
+        else:
+            self._missed += cycle.missed_ticks
+        self._cycles.append(cycle)
+        self._limits.update(cycle.limits)
+        if cycle.reason and cycle.mode is not Mode.RUN:
+            self._reasons["".join("#" if c.isdigit() else c for c in cycle.reason)[:160]] += 1
+        if cycle.switch_ms is not None:
+            self._switch_ms.append(cycle.switch_ms)
+
+    def add_features(self, features: Features) -> None:
+        if self._first is None:
+            return
+        self._encodes += 1
+        self._first_encode_ns = self._first_encode_ns or features.stamp_ns
+        self._last_encode_ns = features.stamp_ns
+        self._encode_ms.append(features.encode_ms)
+        for stage, value in features.stage_ms.items():
+            self._encode_stages.setdefault(stage, deque(maxlen=_WINDOW)).append(value)
+
+    @property
+    def encode_hz(self) -> float | None:
+        return _rate(self._encodes, self._first_encode_ns, self._last_encode_ns)
+
+    @property
+    def action_hz(self) -> float | None:
+        """Actions in mode RUN over the time since the first: HOLD and missed ticks lower it."""
+        if self._first is None or self.last is None:
+            return None
+        return _rate(self._modes[Mode.RUN], self._first.deadline_ns, self.last.deadline_ns)
+
+    def report(self) -> dict[str, Any]:
+        cycles = list(self._cycles)
+        running = [cycle for cycle in cycles if cycle.mode is Mode.RUN]
+        ages = [cycle.feature_age_ms for cycle in running if cycle.feature_age_ms is not None]
+        encode = percentiles(self._encode_ms)
+        bound_ms = 2 * encode["max"] + self._period_ms + self._camera_period_ms if encode else None
+        last = self.last
+        return {
+            "action_hz": self.action_hz,
+            "encode_hz": self.encode_hz,
+            "cycles": sum(self._modes.values()) - self._warm_up_cycles,
+            "warm_up_cycles": self._warm_up_cycles,
+            "missed_ticks": self._missed,
+            "lost_records": self._lost_records,
+            "encodes": self._encodes,
+            "lateness_ms": percentiles([cycle.lateness_ms for cycle in cycles]),
+            "cycle_ms": percentiles([cycle.cycle_ms for cycle in cycles]),
+            "stage_ms": _by_stage(cycle.stage_ms for cycle in cycles),
+            "encode_ms": encode,
+            "encode_stage_ms": {stage: percentiles(values) for stage, values in self._encode_stages.items()},
+            "feature_age_ms": percentiles(ages),
+            "feature_age_bound_ms": bound_ms,  # 2 x the slowest encode + control period + camera period
+            "feature_age_over_bound": sum(age > bound_ms for age in ages) if bound_ms else 0,
+            "state_age_ms": percentiles([c.state_age_ms for c in cycles if c.state_age_ms is not None]),
+            "switch_ms": self._switch_ms,
+            "modes": {str(mode): self._modes[mode] for mode in Mode},
+            "limits": dict(self._limits.most_common()),
+            "reasons": dict(self._reasons.most_common(10)),
+            "rejected_messages": last.rejected if last else 0,
+            "startup_s": (self._first.deadline_ns - self._started_ns) / NS_PER_S if self._first else None,
+        }
+
+
+def percentiles(values: Any) -> dict[str, float]:
+    """p50, p95, p99 and max; {} when there is nothing."""
+    array = np.asarray(list(values), dtype=np.float64)
+    if not array.size:
+        return {}
+    p50, p95, p99 = np.percentile(array, (50, 95, 99))
+    return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "max": float(array.max())}
+
+
+def _by_stage(rows: Any) -> dict[str, dict[str, float]]:
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for stage, value in row.items():
+            columns.setdefault(stage, []).append(value)
+    return {stage: percentiles(values) for stage, values in columns.items()}
+
+
+def _rate(count: int, first_ns: int, last_ns: int) -> float | None:
+    return (count - 1) * NS_PER_S / (last_ns - first_ns) if count > 1 and last_ns > first_ns else None
+
+
+def table(report: dict[str, Any]) -> Table:
+    """The report as a person reads it."""
+    grid = Table(title="run", title_justify="left", show_edge=False, pad_edge=False)
+    for heading in ("", "p50", "p95", "p99", "max"):
+        grid.add_column(heading, justify="left" if not heading else "right")
+    labels = {
+        "lateness_ms": "lateness, ms",
+        "cycle_ms": "controller work a cycle, ms",
+        "encode_ms": "encode, ms",
+        "feature_age_ms": "feature age in RUN, ms",
+        "state_age_ms": "state age, ms",
+    }
+    for key, label in labels.items():
+        if row := report[key]:
+            grid.add_row(label, *(f"{row[column]:.2f}" for column in ("p50", "p95", "p99", "max")))
+    if switches := percentiles(report["switch_ms"]):
+        grid.add_row("say to first action, ms", *(f"{switches[c]:.0f}" for c in ("p50", "p95", "p99", "max")))
+    return grid
+
+
+def summary(report: dict[str, Any]) -> list[str]:
+    """The counts around the table, a line each."""
+
+    def shown(value: float | None, unit: str) -> str:
+        return f"{value:.2f} {unit}" if value is not None else "none"
+
+    modes = ", ".join(f"{mode} {count}" for mode, count in report["modes"].items() if count)
+    lines = [
+        f"actions {shown(report['action_hz'], 'Hz')}, encodes {shown(report['encode_hz'], 'Hz')},"
+        f" missed ticks {report['missed_ticks']} of {report['cycles']}",
+        f"modes in cycles: {modes or 'none'}; encoder restarts {report.get('encoder_restarts', 0)};"
+        f" start-up {shown(report['startup_s'], 's')} (not in the figures)",
+    ]
+    if report["feature_age_bound_ms"]:
+        lines.append(
+            f"feature age bound {report['feature_age_bound_ms']:.0f} ms (2 x slowest encode + period + camera period):"
+            f" {report['feature_age_over_bound']} RUN cycles over it"
+        )
+    lines += [f"{count} cycles not in RUN: {reason}" for reason, count in report["reasons"].items()]
+    return lines

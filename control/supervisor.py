@@ -1,0 +1,318 @@
+"""The supervisor: starts the processes of a run, watches them, restarts the encoder, and ends everything in order.
+
+Knows processes and the operator's commands; refuses to know robots, models and torch. The robot is always held first: the
+controller is told to stop before anything is ended, and the robot host, which holds by its watchdog anyway, is ended last.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from control.bus import BusAddress, CommandClient, Lease, Subscriber
+from control.errors import SaccadeError
+from control.messages import Cycle, Features, Mode
+from control.report import RunFigures
+
+log = logging.getLogger("run")
+
+EXIT_DONE, EXIT_USAGE, EXIT_STOPPED, EXIT_DIED = 0, 2, 3, 4
+_STATUS_PERIOD_S = {True: 0.25, False: 5.0}  # on a terminal, and in a log
+_ANSWER_S, _CONTROLLER_S, _ROBOT_S = 0.4, 1.2, 1.5  # the end of a run: 3.1 s at most before SIGKILL
+_STABLE_S = 30.0  # an encoder that ran this long starts again with the shortest pause
+
+
+@dataclass(slots=True)
+class Child:
+    """One subprocess in a process group of its own, so that Ctrl-C in the terminal reaches only the supervisor."""
+
+    name: str
+    command: Sequence[str]
+    process: subprocess.Popen[str] | None = None
+    started_s: float = 0.0
+    rss_mb: list[float] = field(default_factory=list)  # first, newest, largest
+
+    def start(self, show: Callable[[str], None]) -> None:
+        self.started_s = time.monotonic()
+        self.process = subprocess.Popen(
+            [*self.command, "--parent", str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        threading.Thread(target=self._forward, args=(self.process, show), daemon=True).start()
+
+    def _forward(self, process: subprocess.Popen[str], show: Callable[[str], None]) -> None:
+        for line in process.stdout:
+            show(f"{self.name:>10} | {line.rstrip()}")
+
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def end(self, patience_s: float) -> None:
+        """SIGTERM, then SIGKILL to the whole group."""
+        if not self.is_running():
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            log.warning("%s did not end within %g s: killed", self.name, patience_s)
+            self._kill_group()
+
+    def _kill_group(self) -> None:
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        self.process.wait(1.0)
+
+    def measure_memory(self) -> None:
+        try:
+            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        except (OSError, IndexError):
+            return  # it has just ended, or this system has no /proc
+        now_mb = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        first, largest = (self.rss_mb[0], self.rss_mb[2]) if self.rss_mb else (now_mb, now_mb)
+        self.rss_mb = [first, now_mb, max(now_mb, largest)]
+
+
+@dataclass(slots=True)
+class Episode:
+    """One instruction of a run and what became of it, as the robot itself judged."""
+
+    text: str
+    instruction_id: int = 0
+    done: bool | None = None
+    done_s: float | None = None
+    switch_ms: float | None = None
+    error: str = ""
+
+
+class Operator:
+    """Says the run's instructions, one every `every_s`, and notes the robot's judgement of each."""
+
+    def __init__(self, bus: BusAddress, texts: Sequence[str], every_s: float) -> None:
+        self._client = CommandClient(bus)
+        self._texts, self._every_s = list(texts), every_s
+        self.episodes: list[Episode] = []
+        self._request_id = 0
+        self._said_s = 0.0
+        self._answered = True
+
+    def step(self, ready: bool) -> None:
+        while reply := self._client.receive():
+            if reply.request_id != self._request_id:
+                continue
+            self._answered |= reply.outcome != "accepted"
+            episode = self.episodes[-1]
+            episode.error = reply.message if reply.outcome == "failed" else episode.error
+            if reply.outcome == "accepted":
+                episode.instruction_id = int(reply.message.rpartition(" ")[2])
+        due = not self.episodes or time.monotonic() - self._said_s >= self._every_s
+        if ready and due and self._texts:
+            text = self._texts.pop(0)
+            self.episodes.append(Episode(text))
+            self._request_id, self._said_s, self._answered = self._client.send("say", text), time.monotonic(), False
+
+    def see(self, cycle: Cycle) -> None:
+        if not self.episodes:
+            return
+        episode = self.episodes[-1]
+        if cycle.instruction_id == episode.instruction_id and cycle.switch_ms is not None:
+            episode.switch_ms = cycle.switch_ms
+            self._said_s = time.monotonic() if len(self.episodes) == 1 else self._said_s  # the encoder was still starting
+        if cycle.task_instruction_id == episode.instruction_id and cycle.task_done is not None:
+            if cycle.task_done and not episode.done:
+                episode.done_s = time.monotonic() - self._said_s
+            episode.done = cycle.task_done
+
+    @property
+    def is_finished(self) -> bool:
+        return not self._texts and bool(self.episodes) and time.monotonic() - self._said_s >= self._every_s
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class Supervisor:
+    """One run. `children` are robot, encoder and controller; a remote robot host is simply not among them."""
+
+    def __init__(
+        self,
+        bus: BusAddress,
+        children: Sequence[Child],
+        operator: Operator,
+        figures: RunFigures,
+        *,
+        max_encoder_restarts: int,
+        restart_backoff_s: float,
+        show: Callable[[str], None],
+        show_status: Callable[[str], None],
+        is_terminal: bool,
+    ) -> None:
+        self._bus, self._children, self._operator, self.figures = bus, {c.name: c for c in children}, operator, figures
+        self._max_restarts, self._backoff_s = max_encoder_restarts, restart_backoff_s
+        self._show, self._show_status, self._is_terminal = show, show_status, is_terminal
+        self.encoder_restarts = 0
+        self._pause_s = restart_backoff_s
+        self._restart_at_s: float | None = None
+        self._mode: Mode | None = None
+
+    def run(self, stopped: Callable[[], bool], duration_s: float | None) -> int:
+        """Until `stopped()`, the duration has passed since the first RUN, or a process died for good; the exit code."""
+        lease = Lease(self._bus.endpoint("command") + ".run")
+        cycles = Subscriber(self._bus, "cycle", newest_only=False)
+        features = Subscriber(self._bus, "features", newest_only=False)
+        try:
+            for child in self._children.values():
+                child.start(self._show)
+            code = self._watch(stopped, duration_s, cycles, features)
+        finally:
+            self._end_in_order()
+            for port in (cycles, features, self._operator):
+                port.close()
+            lease.release()
+        return code
+
+    def _watch(
+        self, stopped: Callable[[], bool], duration_s: float | None, cycles: Subscriber, features: Subscriber
+    ) -> int:
+        ends_s: float | None = None
+        status_s = memory_s = 0.0
+        while not stopped():
+            self._drain(cycles, features)
+            code = self._check_children()
+            if code is not None:
+                return code
+            self._operator.step(ready=self.figures.last is not None)
+            now_s = time.monotonic()
+            if ends_s is None and self.figures.action_hz is not None and duration_s is not None:
+                ends_s = now_s + duration_s
+            if (ends_s is not None and now_s >= ends_s) or (duration_s is None and self._operator.is_finished):
+                break
+            if now_s >= status_s:
+                self._show_status(self.status_line())
+                status_s = now_s + _STATUS_PERIOD_S[self._is_terminal]
+            if now_s >= memory_s:
+                for child in self._children.values():
+                    child.measure_memory()
+                memory_s = now_s + 1.0
+            cycles.socket.poll(50)
+        return EXIT_STOPPED if self._mode is Mode.STOP else EXIT_DONE
+
+    def _drain(self, cycles: Subscriber, features: Subscriber) -> None:
+        while (cycle := cycles.poll()) is not None:
+            self._mode = cycle.mode
+            self.figures.add_cycle(cycle)
+            self._operator.see(cycle)
+        while (one := features.poll()) is not None:
+            self._count_encode(one)
+
+    def _count_encode(self, features: Features) -> None:
+        self.figures.add_features(features)
+
+    def _check_children(self) -> int | None:
+        """The exit code once something died for good; a dead encoder is started again after a growing pause."""
+        for child in self._children.values():
+            if child.is_running():
+                continue
+            code = child.process.returncode
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            if code == EXIT_USAGE:
+                self._show(f"       run | {child.name} {how}: nothing to restart, see its message above")
+                return EXIT_USAGE
+            if child.name != "encoder":
+                self._show(f"       run | {child.name} {how}: ending the run with the robot held")
+                return EXIT_DIED
+            if self._restart_at_s is None:
+                if self.encoder_restarts >= self._max_restarts:
+                    self._show(f"       run | encoder {how} for good after {self.encoder_restarts} restarts")
+                    return EXIT_DIED
+                if time.monotonic() - child.started_s > _STABLE_S:
+                    self._pause_s = self._backoff_s
+                self._restart_at_s = time.monotonic() + self._pause_s
+                self._show(f"       run | encoder {how}: starting it again in {self._pause_s:g} s, the robot holds")
+            elif time.monotonic() >= self._restart_at_s:
+                self._restart_at_s, self._pause_s = None, min(2 * self._pause_s, 30.0)
+                self.encoder_restarts += 1
+                child.start(self._show)
+        return None
+
+    def status_line(self) -> str:
+        """Mode, rates, ages and the instruction in one line."""
+        last = self.figures.last
+        if last is None:
+            waiting = [name for name, child in self._children.items() if child.is_running()]
+            return f"starting: {', '.join(waiting)}"
+        action_hz, encode_hz = self.figures.action_hz, self.figures.encode_hz
+        parts = [f"{last.mode}{': ' + last.reason if last.reason else ''}"]
+        if action_hz:
+            parts.append(f"actions {action_hz:.2f} Hz")
+        if encode_hz:
+            parts.append(f"encodes {encode_hz:.1f} Hz")
+        if last.feature_age_ms is not None:
+            parts.append(f"feature age {last.feature_age_ms:.0f} ms")
+        if self._operator.episodes:
+            episode = self._operator.episodes[-1]
+            done = {True: " (done)", False: "", None: ""}[episode.done]
+            parts.append(f"“{episode.text}”{done}")
+        if self.encoder_restarts:
+            parts.append(f"encoder restarts {self.encoder_restarts}")
+        return " · ".join(parts)
+
+    def result(self) -> dict[str, Any]:
+        """The report of the run, without the environment it ran in."""
+        episodes = self._operator.episodes
+        last = episodes[-1] if episodes else None
+        judged = [episode for episode in episodes if episode.done is not None]
+        return self.figures.report() | {
+            "encoder_restarts": self.encoder_restarts,
+            "instruction": last.text if last else None,
+            "task_done": last.done if last else None,
+            "episodes": [asdict(episode) for episode in episodes],
+            "episodes_done": sum(bool(episode.done) for episode in judged),
+            "episodes_judged": len(judged),
+            "scheduling": self._scheduling,
+            "rss_mb": self.memory_mb(),
+        }
+
+    def memory_mb(self) -> dict[str, dict[str, float]]:
+        keys = ("first", "last", "max")
+        return {
+            name: {key: round(value, 1) for key, value in zip(keys, child.rss_mb, strict=False)}
+            for name, child in self._children.items()
+        }
+
+    def _end_in_order(self) -> None:
+        """Hold the robot, then end controller, encoder and robot host; whatever is left after that is killed."""
+        controller = self._children.get("controller")
+        if controller is not None and controller.is_running():
+            client = CommandClient(self._bus)
+            try:
+                client.request("stop", "the run is ending", answer_s=_ANSWER_S)
+            except SaccadeError as error:
+                self._show(f"       run | the controller did not answer `stop` ({error}); the robot's watchdog holds it")
+            client.close()
+        encoder = self._children.get("encoder")
+        if encoder is not None and encoder.is_running():
+            encoder.process.terminate()
+        for name, patience_s in (("controller", _CONTROLLER_S), ("robot", _ROBOT_S), ("encoder", 0.1)):
+            if name in self._children:
+                self._children[name].end(patience_s)
+
+
+def python_command(launcher: Path, subcommand: str, arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, str(launcher), subcommand, *arguments]

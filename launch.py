@@ -1,0 +1,321 @@
+#!/usr/bin/env python3
+"""The command line of Saccade, and the only file that knows all three folders. Each command: parse, build, call.
+
+Imports stay inside the commands: an operator's `say` loads no model code, and the supervisor no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from control.config import Config
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT_CONFIG = ROOT / "configs" / "sim.yaml"
+
+app = typer.Typer(
+    name="saccade",
+    help="Run vision-language-action policies on robots: a slow encoder that looks, a 10 Hz loop that never waits for it.",
+    epilog="Exit codes: 0 done, 1 not possible now, 2 wrong usage or config, 3 ended in STOP, 4 a process died for good.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Config file.", show_default="configs/sim.yaml")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the config.")]
+ParentOption = Annotated[int, typer.Option("--parent", hidden=True)]
+ReportOption = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write all figures as JSON.")]
+
+
+@app.command(rich_help_panel="Run")
+def run(
+    config: ConfigOption = DEFAULT_CONFIG,
+    set_: SetOption = None,
+    say: Annotated[str | None, typer.Option(help="First instruction.")] = None,
+    duration: Annotated[float | None, typer.Option(metavar="S", help="End this long after the first RUN cycle.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the simulated scene.")] = None,
+    episodes: Annotated[
+        int, typer.Option(metavar="N", help="Instead of --say: N seeded tasks of the simulator, the blocks placed anew for each.")
+    ] = 0,
+    episode_s: Annotated[float, typer.Option(metavar="S", help="Length of an episode.")] = 15.0,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="The backbone's geometry without its weights, for latency work; moves nothing.")
+    ] = False,
+    report: ReportOption = None,
+) -> None:
+    """Start robot, encoder and controller, watch them, and end them in order on Ctrl-C or SIGTERM."""
+    from control.console import RunConsole
+    from control.environment import environment
+    from control.host import stop_on_signals
+    from control.report import RunFigures
+    from control.robots import REMOTE
+    from control.supervisor import Child, Operator, Supervisor, python_command
+
+    if say and episodes:
+        raise typer.BadParameter("--say and --episodes exclude each other")
+    overrides = list(set_ or [])
+    if seed is not None:
+        overrides.append(f"robot.options.seed={seed}")
+    if episodes:
+        overrides.append("robot.options.reset_on_instruction=true")
+    if random_weights:
+        overrides.append("encoder.random_weights=true")
+    settings = _load(config, overrides)
+    _check_policy(settings)
+    texts = [say] if say else []
+    if episodes:
+        from sim.tasks import episodes as sample_episodes
+
+        texts = [text for _, _, text in sample_episodes(seed or 0, episodes, "seen")]
+    stopped = stop_on_signals()
+    started_ns = time.monotonic_ns()
+    bus = settings.bus.build()
+    arguments = ["--config", str(config), *(word for item in overrides for word in ("--set", item))]
+    names = [("robot", "robot"), ("encoder", "encoder"), ("controller", "control")]
+    children = [
+        Child(name, python_command(Path(__file__).resolve(), subcommand, arguments))
+        for name, subcommand in names
+        if not (name == "robot" and settings.robot.name == REMOTE)
+    ]
+    figures = RunFigures(1000 / settings.control.rate_hz, 1000 / settings.robot.camera_hz, started_ns)
+    console = RunConsole()
+    operator = Operator(bus, texts, episode_s if episodes else float("inf"))
+    supervisor = Supervisor(
+        bus,
+        children,
+        operator,
+        figures,
+        max_encoder_restarts=settings.run.max_encoder_restarts,
+        restart_backoff_s=settings.run.restart_backoff_s,
+        show=console.line,
+        show_status=console.status,
+        is_terminal=console.is_terminal,
+    )
+    code = supervisor.run(stopped, duration)
+    result = supervisor.result() | {"config": settings.model_dump(mode="json"), **environment()}
+    console.summary(result)
+    _write(report, result)
+    raise typer.Exit(code)
+
+
+@app.command(rich_help_panel="Processes")
+def robot(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, parent: ParentOption = 0) -> None:
+    """The robot host alone: drives one robot, publishes its cameras and state, follows actions, holds by itself."""
+    from control.clock import MonotonicClock
+    from control.host import RobotHost
+    from control.robots import make_robot
+
+    settings, stopped = _process("robot", config, set_, parent)
+    clock = MonotonicClock()
+    options = settings.robot
+    host = RobotHost(
+        make_robot(options.name, clock, options.options),
+        settings.bus.build(),
+        clock=clock,
+        host_hz=options.host_hz,
+        state_hz=options.state_hz,
+        camera_hz=options.camera_hz,
+        watchdog_ns=settings.watchdog_ns,
+    )
+    host.run(stopped)
+
+
+@app.command(rich_help_panel="Processes")
+def encoder(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, parent: ParentOption = 0) -> None:
+    """The encoder alone: camera frames and the instruction in, features out, as fast as it can."""
+    settings, stopped = _process("encoder", config, set_, parent)
+    from vla.service import run_encoder
+
+    options = settings.encoder
+    run_encoder(
+        settings.bus.build(),
+        Path(options.policy),
+        device=options.device,
+        threads=options.threads,
+        random_weights=options.random_weights,
+        stopped=stopped,
+    )
+
+
+@app.command(name="control", rich_help_panel="Processes")
+def controller(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, parent: ParentOption = 0) -> None:
+    """The controller alone: newest state and features to an action, at a fixed rate, whatever the others do."""
+    settings, stopped = _process("controller", config, set_, parent)
+    import torch
+
+    from control.clock import MonotonicClock
+    from control.controller import Controller
+    from vla.policy import load_head
+
+    torch.set_num_threads(1)
+    head = load_head(Path(settings.encoder.policy), settings.encoder.random_weights)
+    process = Controller(
+        settings.bus.build(),
+        head,
+        settings.loop_settings(),
+        clock=MonotonicClock(),
+        realtime=settings.control.realtime,
+    )
+    process.run(stopped)
+
+
+@app.command(rich_help_panel="Operate")
+def say(
+    text: Annotated[str, typer.Argument(help='What to do, for example "touch the red block".')],
+    config: ConfigOption = DEFAULT_CONFIG,
+    set_: SetOption = None,
+) -> None:
+    """Give the running controller a new instruction; answers when the robot acts on it, with the switch latency."""
+    _command("say", config, set_, text)
+
+
+@app.command(rich_help_panel="Operate")
+def status(
+    config: ConfigOption = DEFAULT_CONFIG,
+    set_: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """What the controller is doing, and why."""
+    values = _command("status", config, set_, quiet=True)
+    if as_json:
+        typer.echo(json.dumps(values))
+        return
+    for name, value in values.items():
+        typer.echo(f"{name:>16}  {'' if value is None else round(value, 2) if isinstance(value, float) else value}")
+
+
+@app.command(rich_help_panel="Operate")
+def stop(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None) -> None:
+    """Stop the robot where it is, latched until `resume`. No replacement for the hardware's emergency stop."""
+    _command("stop", config, set_)
+
+
+@app.command(rich_help_panel="Operate")
+def resume(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None) -> None:
+    """Leave STOP, if its cause is gone."""
+    _command("resume", config, set_)
+
+
+@app.command(rich_help_panel="Prepare")
+def check(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None) -> None:
+    """Check config, policy and robot against each other without starting anything, and print the derived budgets."""
+    from control.budgets import budgets
+
+    settings = _load(config, set_)
+    for line in [*budgets(settings), *_check_policy(settings)]:
+        typer.echo(line)
+    typer.echo("all well")
+
+
+@app.command(rich_help_panel="Prepare")
+def train(
+    out: Annotated[Path, typer.Option(help="Policy folder to write.")],
+    minutes: Annotated[float, typer.Option(help="Training time on one CPU core, rendering included.")] = 50.0,
+    batch_size: Annotated[int, typer.Option(min=2, max=1024)] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of scenes and weights.")] = 0,
+) -> None:
+    """Train the embedded policy on the simulator: backbone, pooling and head, end to end, from nothing but this repository."""
+    import torch
+
+    from control.clock import FakeClock
+    from sim import tasks
+    from sim.demonstrations import sample_batches
+    from sim.tabletop import TabletopRobot
+    from vla.train import train as train_policy
+
+    _log_to_stderr("train")
+    torch.set_num_threads(1)
+    spec = TabletopRobot(FakeClock()).spec
+    train_policy(
+        batches=sample_batches(seed, batch_size),
+        validation_batches=sample_batches(seed + 1_000_000, batch_size),
+        out_folder=out,
+        spec=spec,
+        wordings=[text for colour in tasks.COLOURS for text in tasks.wordings(colour, "seen")],
+        max_minutes=minutes,
+        batch_size=batch_size,
+        seed=seed,
+    )
+
+
+def _load(config: Path, overrides: list[str] | None) -> Config:
+    from control.config import load_config
+
+    return load_config(config, overrides)
+
+
+def _check_policy(settings: Config) -> list[str]:
+    """What policy and robot are, in words. Raises MismatchError when they do not fit."""
+    from control.clock import MonotonicClock
+    from control.errors import MismatchError
+    from control.robots import REMOTE, make_robot
+    from vla.policy_spec import inspect
+
+    policy = inspect(Path(settings.encoder.policy), settings.encoder.random_weights)
+    lines = [f"policy {policy.policy_id} ({policy.spec.name}): cameras {', '.join(policy.spec.cameras)}"]
+    if settings.robot.name == REMOTE:
+        return [*lines, "robot: remote; its host is checked when it speaks"]
+    robot = make_robot(settings.robot.name, MonotonicClock(), settings.robot.options)
+    problems = policy.spec.fits(robot.spec)
+    if problems:
+        raise MismatchError(
+            f"policy {settings.encoder.policy} does not fit robot '{robot.spec.name}': " + "; ".join(problems)
+        )
+    return [*lines, f"robot '{robot.spec.name}': {len(robot.spec.action_names)} actions, {len(robot.spec.cameras)} cameras"]
+
+
+def _process(name: str, config: Path, overrides: list[str] | None, parent: int) -> tuple[Config, Callable[[], bool]]:
+    """Config and stop condition of a process: a signal, or the end of the supervisor that started it."""
+    from control.host import stop_on_signals
+
+    _log_to_stderr(name)
+    signalled = stop_on_signals()
+    return _load(config, overrides), lambda: signalled() or (parent != 0 and os.getppid() != parent)
+
+
+def _command(verb: str, config: Path, overrides: list[str] | None, text: str = "", quiet: bool = False) -> dict:
+    from control.bus import CommandClient
+
+    settings = _load(config, overrides)
+    client = CommandClient(settings.bus.build())
+    finish_s = settings.control.switch_max_ms / 1000 + 30.0
+    reply = client.request(verb, text, answer_s=1.0, finish_s=finish_s)
+    client.close()
+    if not quiet:
+        typer.echo(reply.message)
+    return reply.values
+
+
+def _write(report: Path | None, result: dict) -> None:
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def _log_to_stderr(name: str) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def main() -> None:
+    from control.errors import SaccadeError
+
+    try:
+        app()
+    except SaccadeError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The encoder process: newest frames and the instruction in, features out, as fast as it can.
+
+Owns the model and no robot, and keeps no session: what arrives is all it needs. The order at start-up is load, warm up,
+measure, announce. What it cannot encode is said once with its reason, and nothing is published; the loop sees the age grow.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import zmq
+
+from control.bus import BusAddress, Latest, Publisher
+from control.clock import NS_PER_MS, NS_PER_S
+from control.messages import Frames, Instruction
+from vla.encoder import Encoder, load_encoder
+from vla.errors import EncodeError
+
+log = logging.getLogger("encoder")
+
+_IDLE_MS = 50  # how often a parent's end or a signal is noticed while nothing comes in
+_MEASURED_ENCODES = 5
+_SILENCE_S = 5.0  # a fault that goes on is said again after this time
+
+
+def run_encoder(
+    bus: BusAddress, policy: Path, *, device: str, threads: int, random_weights: bool, stopped: Callable[[], bool]
+) -> None:
+    """The whole process: load, warm up, measure, announce, serve."""
+    torch.set_num_threads(threads)
+    began_ns = time.monotonic_ns()
+    # The start time is a fine epoch: no two encoders of one machine share it.
+    encoder = load_encoder(policy, device, began_ns // NS_PER_MS, random_weights)
+    loaded_ns = time.monotonic_ns()
+    encoder.warm_up()
+    encode_ms = measure(encoder)
+    log.info(
+        "policy %s on %s: loaded in %.1f s, warmed up in %.1f s, one encode of %d views %.0f ms",
+        encoder.policy_id,
+        device,
+        (loaded_ns - began_ns) / NS_PER_S,
+        (time.monotonic_ns() - loaded_ns) / NS_PER_S,
+        len(encoder.cameras),
+        encode_ms,
+    )
+    EncoderService(encoder, bus).run(stopped)
+
+
+def measure(encoder: Encoder) -> float:
+    """Median encode time in ms of grey images, after warm-up."""
+    images = {name: np.full((*size, 3), 128, dtype=np.uint8) for name, size in encoder.cameras.items()}
+    frames, instruction = Frames(0, 0, images), Instruction(0, 0, 0, 1, "measure the time of one encode")
+    return statistics.median(encoder.encode(frames, instruction).encode_ms for _ in range(_MEASURED_ENCODES))
+
+
+class EncoderService:
+    """Encodes every new frame under the newest instruction, and the newest frame at once when the instruction changes."""
+
+    def __init__(self, encoder: Encoder, bus: BusAddress) -> None:
+        self._encoder = encoder
+        self._frames_in = Latest(bus, "frames")
+        self._instructions_in = Latest(bus, "instruction")
+        self._features_out = Publisher(bus, "features", queue=8, latch=True)
+        self._poller = zmq.Poller()
+        for inbox in (self._frames_in, self._instructions_in):
+            self._poller.register(inbox.socket, zmq.POLLIN)
+        self._frames: Frames | None = None
+        self._instruction: Instruction | None = None
+        self._encoded: tuple[int, int, int] | None = None  # frame stamp, session, instruction id
+        self._fault, self._fault_s = "", 0.0
+        self._rejected = 0
+
+    def run(self, stopped: Callable[[], bool]) -> None:
+        try:
+            while not stopped():
+                self._poller.poll(_IDLE_MS)
+                self.step()
+        finally:
+            for port in (self._frames_in, self._instructions_in, self._features_out):
+                port.close()
+
+    def step(self) -> None:
+        self._features_out.greet()
+        self._frames = self._frames_in.poll() or self._frames
+        self._instruction = self._instructions_in.poll() or self._instruction
+        self._report_rejected()
+        if self._frames is None or self._instruction is None:
+            return
+        wanted = (self._frames.stamp_ns, self._instruction.session, self._instruction.id)
+        if wanted == self._encoded:
+            return
+        self._encoded = wanted
+        try:
+            self._features_out.send(self._encoder.encode(self._frames, self._instruction))
+        except EncodeError as error:
+            self._say_fault(f"frame {self._frames.seq} not encoded: {error}")
+
+    def _report_rejected(self) -> None:
+        rejected = self._frames_in.rejected + self._instructions_in.rejected
+        if rejected > self._rejected:
+            self._rejected = rejected
+            self._say_fault(f"refused a message: {self._frames_in.last_error or self._instructions_in.last_error}")
+
+    def _say_fault(self, fault: str) -> None:
+        kind = "".join(character for character in fault if not character.isdigit())
+        now_s = time.monotonic()
+        if kind != self._fault or now_s - self._fault_s > _SILENCE_S:
+            log.error(fault)
+            self._fault, self._fault_s = kind, now_s
