@@ -1,7 +1,7 @@
 """What training needs to be given: batches of observation, instruction and where to go.
 
-Whoever has demonstrations, a simulator or recordings, makes these. The `target_` fields are ground truth about the object the
-instruction names; they supervise perception during training and are never needed to act.
+Whoever has demonstrations, a simulator or recordings, makes these. The `target_` fields are ground truth about the
+object the instruction names; they supervise perception during training and are never needed to act.
 
 Letters: N samples, H horizon, S state values, A actions.
 """

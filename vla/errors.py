@@ -1,18 +1,20 @@
 """What can go wrong on the model side, by where the bad thing enters.
 
-Everything here inherits `VlaError` and the builtin a caller would expect. At start-up these end the process; in the running
-encoder the service turns `EncodeError` into a reported fault, and nothing is published for that frame.
+Everything here inherits `VlaError` and the builtin a caller would expect. At start-up these end the process; in the
+running encoder the service turns `EncodeError` into a reported fault, and nothing is published for that frame.
 """
 
 from __future__ import annotations
 
+from control.errors import SaccadeError
 
-class VlaError(Exception):
+
+class VlaError(SaccadeError):
     """Base of every error of this folder."""
 
 
 class FileFault(VlaError, ValueError):
-    """A policy or model file is missing, damaged or of another kind. The text names file, expected, got, likely cause."""
+    """A policy or model file is missing, damaged or of another kind: names file, expected, got, likely cause."""
 
 
 class PolicyMismatch(VlaError, ValueError):

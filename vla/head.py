@@ -1,7 +1,8 @@
 """Feature tokens + state -> a chunk of absolute targets.
 
-The head predicts the displacement from the state it is given, and returns targets in physical units, so that a stale chunk
-still says where to go. It is given the age of the features: trained on stale ones, it knows how far the world has moved on.
+The head predicts the displacement from the state it is given, and returns targets in physical units, so that a stale
+chunk still says where to go. It is given the age of the features: trained on stale ones, it knows how far the world has
+moved on.
 
 Imports torch and nothing of the language model: this runs in the controller's process.
 
@@ -11,31 +12,12 @@ Letters: T feature tokens, D width, S state values, H horizon, A actions, B batc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import nn
 
 AGE_UNIT_MS = 500.0
-
-
-@runtime_checkable
-class ActionHead(Protocol):
-    """What turns features into actions. One thread calls it at the control rate."""
-
-    policy_id: str
-    horizon: int
-    period_s: float
-    action_names: tuple[str, ...]
-    state_names: tuple[str, ...]
-
-    def act(self, tokens: np.ndarray, state: np.ndarray, feature_age_ms: float) -> np.ndarray:
-        """(H, A) float64 absolute targets in the unit of each action; row 0 is due one period from now.
-
-        `tokens` is (T, D) float32, `state` (S,) in the order of `state_names`.
-        """
-        ...
 
 
 class RegressionHead(nn.Module):
@@ -91,7 +73,7 @@ class RegressionHead(nn.Module):
 
     @torch.inference_mode()
     def act(self, tokens: np.ndarray, state: np.ndarray, feature_age_ms: float) -> np.ndarray:
-        """See `ActionHead.act`. The state is added in float64, so a zero displacement is exactly the state."""
+        """See `control.head.ActionHead.act`. The state is added in float64: no displacement is exactly the state."""
         _check_inputs(tokens, state, self.feature_shape, self.state_names)
         age = torch.tensor([feature_age_ms], dtype=torch.float32)
         step = self(torch.from_numpy(tokens)[None], torch.from_numpy(state).float()[None], age)[0]
@@ -121,7 +103,7 @@ class HoldHead:
         self._columns = [self.state_names.index(name) for name in self.action_names]
 
     def act(self, tokens: np.ndarray, state: np.ndarray, feature_age_ms: float) -> np.ndarray:
-        """See `ActionHead.act`."""
+        """See `control.head.ActionHead.act`."""
         _check_inputs(tokens, state, None, self.state_names)
         return np.repeat(state[self._columns][None].astype(np.float64), self.horizon, axis=0)
 

@@ -1,7 +1,7 @@
 """The policy with all that only training needs: extra outputs, and the losses.
 
-The action loss alone did not teach a small model where the named object is (a constant guess after 19,000 samples); with the
-image cell that holds it as a target for the pooling's attention, the same model learns it in minutes on one core.
+The action loss alone did not teach a small model where the named object is (a constant guess after 19,000 samples);
+with the image cell that holds it as a target for the pooling's attention, it is learnt in minutes on one core.
 
 Letters: N samples, V views, M image tokens of a view, Q queries, T feature tokens, D width, H horizon, A actions.
 """
@@ -19,7 +19,7 @@ from torch import nn
 
 from vla.dataset import Batch
 from vla.policy import PolicySpec
-from vla.preprocess import SIDE, patches
+from vla.preprocess import SIDE, patches, resize
 from vla.prompt import Prompt, Prompter, Row, stack
 from vla.qwen import QwenBackbone
 
@@ -117,7 +117,7 @@ class Learner(nn.Module):
 
     def cells(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Which image token holds the object, (N, V), and where inside it, (N, V, 2) in -0.5..0.5."""
-        height, width = next(iter(self.spec.cameras.values()))
+        height, width = next(iter(self.spec.model_sizes.values()))
         grid = torch.tensor([width // SIDE, height // SIDE])
         scaled = inputs.uv.clamp(0.0, 1.0 - 1e-6) * grid
         corner = scaled.floor()
@@ -132,13 +132,13 @@ class Collator:
         self._row = lru_cache(maxsize=8192)(prompter.row)
 
     def __call__(self, batch: Batch) -> Inputs:
-        cameras = self._spec.cameras
+        cameras = self._spec.model_sizes
         rows: list[Row] = [
             self._row(text, camera, size) for text in batch.instructions for camera, size in cameras.items()
         ]
         images = torch.stack([torch.from_numpy(batch.images[camera]) for camera in cameras], dim=1)
         return Inputs(
-            patches(images.flatten(0, 1)),
+            patches(resize(images.flatten(0, 1), *next(iter(cameras.values())))),
             stack(rows),
             torch.from_numpy(batch.states).float(),
             torch.from_numpy(np.asarray(batch.feature_age_ms)).float(),

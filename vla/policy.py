@@ -1,7 +1,7 @@
 """A policy is a folder: `policy.yaml`, `head.safetensors`, and for an embedded backbone a Qwen2.5-VL folder.
 
-Knows the folder's format and identity. Loads the head alone, with torch and without the language model: the controller imports
-this file. The encoder's half is loaded by encoder.py.
+Knows the folder's format and identity. Loads the head alone, with torch and without the language model: the controller
+imports this file. The encoder's half is loaded by encoder.py.
 
 `policy_id` is a short hash of the contents: features and heads that carry the same one belong together.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,17 +21,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from control.head import ActionHead
 from control.messages import RobotSpec
 from vla.errors import FileFault
-from vla.head import ActionHead, HoldHead, RegressionHead
+from vla.head import HoldHead, RegressionHead
 from vla.pooling import Aggregation, Pooling, ViewAggregation, ViewPooling, feature_tokens
-from vla.preprocess import SIDE
+from vla.preprocess import SIDE, model_size
 
 POLICY_FILE, HEAD_FILE = "policy.yaml", "head.safetensors"
 FORMAT = 1
 ID_DIGITS = 12
 
-Side = Annotated[int, Field(ge=SIDE, le=4096, multiple_of=SIDE)]
+Pixels = Annotated[int, Field(ge=SIDE, le=4096)]
+ModelPixels = Annotated[int, Field(ge=SIDE, le=4096, multiple_of=SIDE)]
+
+
+Part = Literal["pool", "aggregate", "head"]
 
 
 class Strict(BaseModel):
@@ -61,7 +67,10 @@ class PolicySpec(Strict):
     backbone: str = Field(min_length=1)  # a subfolder of the policy ("backbone"), or a hub id ("Qwen/...")
     geometry: Literal["3b", "embedded", "tiny"]  # what random weights stand in for it
     width: int = Field(ge=8)  # of the language model, and so of a feature token
-    cameras: dict[str, tuple[Side, Side]] = Field(min_length=1)  # name -> [height, width] the model reads, in order
+    cameras: dict[str, tuple[Pixels, Pixels]] = Field(min_length=1)  # name -> [height, width] of its frames, in order
+    image_size: tuple[ModelPixels, ModelPixels] | None = (
+        None  # [height, width] the model reads; None: the nearest it can
+    )
     state_names: tuple[str, ...] = Field(min_length=1)
     action_names: tuple[str, ...] = Field(min_length=1)
     horizon: int = Field(ge=1, le=256)
@@ -75,13 +84,18 @@ class PolicySpec(Strict):
     def _consistent(self) -> PolicySpec:
         if self.pooling.view != "attention" and self.pooling.queries != 1:
             raise ValueError("pooling.queries other than 1 needs pooling.view 'attention'")
-        if self.pooling.view == "attention" and len(set(self.cameras.values())) != 1:
+        if self.pooling.view == "attention" and len(set(self.model_sizes.values())) != 1:
             raise ValueError("attention pooling needs one image size for all cameras")
         return self
 
     @property
     def is_embedded(self) -> bool:
         return "/" not in self.backbone
+
+    @property
+    def model_sizes(self) -> dict[str, tuple[int, int]]:
+        """Camera -> (height, width) of the image the model reads."""
+        return {name: self.image_size or model_size(*size) for name, size in self.cameras.items()}
 
     @property
     def tokens(self) -> int:
@@ -113,7 +127,7 @@ class PolicySpec(Strict):
 
     def view_pooling(self) -> ViewPooling:
         """Untrained pooling module of the right shape."""
-        height, width = next(iter(self.cameras.values()))
+        height, width = next(iter(self.model_sizes.values()))
         image_tokens = (height // SIDE) * (width // SIDE)
         return ViewPooling(Pooling(self.pooling.view), self.width, image_tokens, self.pooling.queries)
 
@@ -162,7 +176,7 @@ def load_head(folder: Path, random_weights: bool = False) -> ActionHead:
     return head.eval().requires_grad_(False)
 
 
-def load_part(folder: Path, part: Literal["pool", "aggregate", "head"], module: nn.Module) -> None:
+def load_part(folder: Path, part: Part, module: nn.Module) -> None:
     """Fills one module with its weights from head.safetensors, checked key by key."""
     wanted = {f"{part}.{name}": tensor for name, tensor in module.state_dict().items()}
     if not wanted:
@@ -182,11 +196,11 @@ def load_part(folder: Path, part: Literal["pool", "aggregate", "head"], module: 
     module.load_state_dict({key.partition(".")[2]: tensor.float() for key, tensor in state.items()})
 
 
-def save(folder: Path, spec: PolicySpec, pool: nn.Module, aggregate: nn.Module, head: nn.Module) -> str:
+def save(folder: Path, spec: PolicySpec, parts: Mapping[Part, nn.Module]) -> str:
     """Writes policy.yaml and head.safetensors (float16; normalisation stays float32); returns the policy's id."""
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, torch.Tensor] = {}
-    for part, module in (("pool", pool), ("aggregate", aggregate), ("head", head)):
+    for part, module in parts.items():
         constants = {name for name, _ in module.named_buffers()}
         for name, tensor in module.state_dict().items():
             dtype = torch.float32 if name in constants else torch.float16
@@ -236,7 +250,8 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         state = load_file(file)
     except SafetensorError as error:
         raise FileFault(
-            f"{file}: not a complete safetensors file ({file.stat().st_size} bytes, {error}): likely an interrupted copy"
+            f"{file}: not a complete safetensors file ({file.stat().st_size} bytes, {error}):"
+            " likely an interrupted copy"
         ) from error
     for key, tensor in state.items():
         if not torch.isfinite(tensor).all():

@@ -1,8 +1,8 @@
 """Image tokens -> a few feature tokens: first inside each view, then over the views.
 
-Per view `mean | max | last | attention`, over views `mean | max | concat | attention`. The ones without parameters work on
-any checkpoint; the attention ones belong to a trained policy. Attention adds learned positions to the image tokens, since the
-model's own rotary positions are relative: without them the pooled feature cannot say where in the image something is.
+Per view `mean | max | last | attention`, over views `mean | max | concat | attention`. The ones without parameters work
+on any checkpoint; the attention ones belong to a trained policy. Attention adds learned positions to the image tokens,
+since the model's own rotary positions are relative: without them the pooled feature cannot say where something is.
 
 Letters: V views, N image tokens of a view, Q queries, T feature tokens, D width.
 """

@@ -1,11 +1,11 @@
 """Camera frames -> the patches Qwen2.5-VL's vision tower reads, kept as uint8.
 
-Knows patch order, resizing and the published normalisation. A still image fills both temporal patches with the same pixels,
-and scaling is affine, so the tower's first layer can be folded onto the raw bytes (qwen.py): uint8 patches carry
-everything in an eighth of the memory. `published_patches` writes out the layout that the published processor produces.
+Knows patch order, resizing and the published normalisation. A still image fills both temporal patches with the same
+pixels, and scaling is affine, so the tower's first layer can be folded onto the raw bytes (qwen.py): uint8 patches
+carry everything in an eighth of the memory. `published_patches` writes out what the published processor produces.
 
-Size rule: each side is rounded to the nearest multiple of 28 (at least 28), or set to the policy's own size; bilinear with
-antialias, rounded back to uint8, and only when the size really changes.
+Size rule: each side is rounded to the nearest multiple of 28 (at least 28), or set to the policy's own size; bilinear
+with antialias, rounded back to uint8, and only when the size really changes.
 
 Letters: V views, H height, W width, N patches of a view.
 """
@@ -47,7 +47,7 @@ def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def patches(images: torch.Tensor) -> torch.Tensor:
-    """(V, H, W, 3) uint8 -> (V, N, 588) uint8; the four patches of one image token lie together, pixels channel first."""
+    """(V, H, W, 3) uint8 -> (V, N, 588) uint8; the 4 patches of an image token lie together, pixels channel first."""
     views, height, width, channels = images.shape
     if images.dtype != torch.uint8 or channels != CHANNELS:
         raise ValueError(f"images must be (V, H, W, 3) uint8 RGB, got {tuple(images.shape)} {images.dtype}")
@@ -57,7 +57,7 @@ def patches(images: torch.Tensor) -> torch.Tensor:
 
 
 def published_patches(patches: torch.Tensor) -> torch.Tensor:
-    """(V, N, 588) uint8 -> (V * N, 1176) float32: normalised, both temporal patches, as the published processor has it."""
+    """(V, N, 588) uint8 -> (V * N, 1176) float32: normalised, both temporal patches, as published."""
     pixels = patches.reshape(-1, CHANNELS, 1, PATCH, PATCH).float() / 255.0
     mean = pixels.new_tensor(PIXEL_MEAN).view(1, CHANNELS, 1, 1, 1)
     std = pixels.new_tensor(PIXEL_STD).view(1, CHANNELS, 1, 1, 1)

@@ -1,10 +1,11 @@
 """Instruction and view names -> token ids and 3-D positions, one short sequence per view.
 
-`<|im_start|>user\\n{instruction}\\nview: {camera}\\n<|vision_start|>` and then the image tokens, which end the sequence. The
-instruction comes first because the language model is causal: image tokens placed before it could not depend on it, and nothing
-placed after the image could reach it. Rows are padded on the right, which causal attention makes exact with no mask.
+`<|im_start|>user\\n{instruction}\\nview: {camera}\\n<|vision_start|>`, and then the image tokens, which end it. The
+instruction comes first because the language model is causal: image tokens placed before it could not depend on it, and
+nothing placed after the image could reach it. Rows are padded on the right, which causal attention makes exact with no
+mask.
 
-What the operator says is only ever text: an instruction that would encode to one of the model's control tokens is refused.
+What the operator says is only ever text: an instruction that would encode to one of the control tokens is refused.
 
 Letters: V views (rows), L padded length, N image tokens of a view.
 """
@@ -81,7 +82,8 @@ class Prompter:
         missing = [text for text in (TURN_START, VISION_START, IMAGE_PAD) if text not in by_text]
         if missing:
             raise FileFault(
-                f"tokenizer '{tokenizer.name_or_path}' lacks the control tokens {missing}: it does not belong to Qwen2.5-VL"
+                f"tokenizer '{tokenizer.name_or_path}' lacks the control tokens {missing}:"
+                " it does not belong to Qwen2.5-VL"
             )
         self._turn_start, self._vision_start = by_text[TURN_START], by_text[VISION_START]
         self.image_token_id = by_text[IMAGE_PAD]

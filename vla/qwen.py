@@ -94,7 +94,7 @@ class QwenBackbone(nn.Module):
         return [flat[group.image_index].view(len(group.rows), -1, hidden.shape[-1]) for group in prompt.groups]
 
     def _byte_embedding(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first layer over uint8 pixels: both temporal patches, scaling and normalisation folded into one product."""
+        """The first layer over bytes: both temporal patches, scaling and normalisation folded into one product."""
         kernel = self.visual.patch_embed.proj.weight.float().sum(dim=2)  # (width, channel, row, column)
         mean = kernel.new_tensor(PIXEL_MEAN).view(1, CHANNELS, 1, 1)
         std = kernel.new_tensor(PIXEL_STD).view(1, CHANNELS, 1, 1)

@@ -1,7 +1,7 @@
 """The embedded model's tokenizer: byte-level BPE of about 512 pieces, with the names of Qwen's control tokens.
 
-Built from the wordings a policy is trained on and common words of commands, so that an instruction stays short. Any other
-text still encodes, byte by byte in the worst case. It is saved in the published layout and loads through `AutoTokenizer`.
+Built from the wordings a policy is trained on and common words of commands, so that an instruction stays short. Any
+other text still encodes, byte by byte in the worst case. Saved in the published layout, it loads with `AutoTokenizer`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ CONTROL_TOKENS = (
 COMMAND_WORDS = (
     "user view front left right top side wrist overhead camera hand gripper arm"
     " put place move pick take grasp lift push pull drop open close turn point bring stack reach touch hold stop go"
-    " the a an it this that one and then to in into on onto under over above below behind between from of with near next"
-    " up down forward back slowly gently please now again away"
+    " the a an it this that one and then to in into on onto under over above below behind between from of with near"
+    " next up down forward back slowly gently please now again away"
     " red green blue yellow orange purple white black grey pink brown block cube ball cup bowl box bin tray table plate"
     " small large big nearest other middle corner"
 )

@@ -1,7 +1,7 @@
 """Trains the embedded backbone, pooling and head together, end to end, on one CPU thread.
 
-Batches come from an iterator (dataset.py), so one loop serves demonstrations, recordings and labels on the policy's own states.
-The averaged weights are what is measured and saved; the folder is a complete policy after every checkpoint.
+Batches come from an iterator (dataset.py), so one loop serves demonstrations, recordings and labels on the policy's own
+states. The averaged weights are what is measured and saved; the folder is a complete policy after every checkpoint.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def train(
     save_every_minutes: float = 3.0,
     notes: dict[str, str | int | float] | None = None,
 ) -> dict[str, float]:
-    """Writes a policy to `out_folder` and returns its held-out errors. Ends at `max_minutes`, `steps` or the last batch.
+    """Writes a policy to `out_folder`, returns its held-out errors. Ends at `max_minutes`, `steps` or the last batch.
 
     `start_from` goes on from a policy of the same shape: its weights, tokenizer and normalisation.
     """
@@ -226,7 +226,7 @@ def _save(
     backbone = folder / BACKBONE_FOLDER
     weights.save(learner.backbone, backbone, torch.float16)
     prompter.save(backbone)
-    return policy.save(folder, spec, learner.pool, learner.aggregate, learner.head)
+    return policy.save(folder, spec, {"pool": learner.pool, "aggregate": learner.aggregate, "head": learner.head})
 
 
 def _count(module: torch.nn.Module) -> int:

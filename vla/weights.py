@@ -1,7 +1,7 @@
 """Qwen2.5-VL's weights: published files in and out, and random ones.
 
-Knows the published layout (config.json, model.safetensors or its shards with an index) and both generations of key names.
-Reads safetensors only, checks every key and shape before use, and never runs code from a checkpoint.
+Knows the published layout (config.json, model.safetensors or its shards with an index) and both generations of key
+names. Reads safetensors only, checks every key and shape before use, and never runs code from a checkpoint.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def save(backbone: QwenBackbone, folder: Path, dtype: torch.dtype) -> None:
 
 
 def resolve(name: str, offline: bool = False) -> Path:
-    """The local folder of a hub id such as `Qwen/Qwen2.5-VL-3B-Instruct`, downloaded when it is not in the cache yet."""
+    """The local folder of a hub id such as `Qwen/Qwen2.5-VL-3B-Instruct`, downloaded if it is not in the cache."""
     try:
         return Path(snapshot_download(name, allow_patterns=list(PUBLISHED_FILES), local_files_only=offline))
     except LocalEntryNotFoundError as error:
@@ -227,7 +227,8 @@ def _tensors(file: Path, device: torch.device) -> Iterator[tuple[str, torch.Tens
     except SafetensorError as error:
         size = file.stat().st_size
         raise FileFault(
-            f"{file}: not a complete safetensors file ({size} bytes, {error}): likely an interrupted download, fetch it again"
+            f"{file}: not a complete safetensors file ({size} bytes, {error}):"
+            " likely an interrupted download, fetch it again"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A training task small enough for a test: coloured squares on grey, the instruction names one, the action goes to it."""
+"""A training task small enough for a test: go to the coloured square that the instruction names."""
 
 from __future__ import annotations
 
