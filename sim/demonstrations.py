@@ -1,8 +1,8 @@
 """Endless labelled samples from the table-top: what a policy sees, the state it acts in, and what the expert does.
 
-Every sample is a scene of its own. The images are rendered at one arm pose; the acting state lies `feature_age_ms` later
-on a plausible path, because a slow encoder's features are that old when they are acted on. The chunk is the expert's
-from the acting state. Poses cover the expert's path and much that lies off it: cloning only the path fails off it.
+Every sample is a scene of its own. The images are rendered at one arm pose; the acting state lies `feature_age_ms`
+later on a plausible path, because a slow encoder's features are that old when they are acted on. The chunk is the
+expert's from the acting state. Poses cover the expert's path and much off it: cloning only the path fails off it.
 
 Letters: N samples, H horizon. Refuses to know networks.
 """

@@ -1,0 +1,53 @@
+"""Which OpenGL is chosen, and what is said where there is none."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+CONNECT = (
+    "from control.clock import FakeClock; from sim.tabletop import TabletopRobot, RenderingUnavailable\n"
+    "robot = TabletopRobot(FakeClock(), cameras=['top'])\n"
+    "assert robot.read_state().shape == (7,)\n"
+    "try: robot.connect()\n"
+    "except RenderingUnavailable as error: print(error)\n"
+)
+
+
+def output(code: str, **environment: str) -> str:
+    inherited = {name: value for name, value in os.environ.items() if name != "MUJOCO_GL"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=inherited | environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="EGL and OSMesa are Linux backends")
+@pytest.mark.parametrize(
+    ("missing", "chosen"),
+    [((), "egl"), (("libEGL.so.1",), "osmesa"), (("libEGL.so.1", "libOSMesa.so.8"), "disable")],
+)
+def test_the_first_backend_that_loads_is_chosen(monkeypatch, missing, chosen):
+    from sim import gl
+
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.delitem(sys.modules, "mujoco", raising=False)
+    monkeypatch.setattr(gl, "_loads", lambda library: library not in missing)
+    gl.choose_backend()
+    assert os.environ["MUJOCO_GL"] == chosen
+
+
+def test_a_backend_chosen_by_the_user_stays(monkeypatch):
+    from sim import gl
+
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.delitem(sys.modules, "mujoco", raising=False)
+    gl.choose_backend()
+    assert os.environ["MUJOCO_GL"] == "osmesa"
+
+
+def test_without_opengl_physics_runs_and_connect_names_the_packages():
+    said = output(CONNECT, MUJOCO_GL="disable")
+    assert "MuJoCo cannot open OpenGL for the cameras (MUJOCO_GL=disable)" in said
+    assert "`libegl1 libegl-mesa0 libgl1-mesa-dri` (MUJOCO_GL=egl) or `libosmesa6` (MUJOCO_GL=osmesa)" in said
