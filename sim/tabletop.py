@@ -15,6 +15,7 @@ from control.clock import NS_PER_S, Clock
 from control.messages import Instruction, RobotSpec
 from sim import kinematics, tasks
 from sim.gl import RenderingUnavailable, load_mujoco
+from sim.judging import TouchJudge
 from sim.placement import place_blocks
 from sim.scene import BLOCK_SIZE, CAMERAS, COLOURS, TIMESTEP_S, table_top_xml
 
@@ -23,7 +24,6 @@ __all__ = ["HOME", "RenderingUnavailable", "TabletopRobot"]
 HOME = kinematics.tool_down(np.array([[0.30, 0.0, 0.24]]), 0.03)[0]
 STEP_NS = round(TIMESTEP_S * NS_PER_S)
 MAX_STEPS_A_CALL = NS_PER_S // 4 // STEP_NS
-_RELEASE_STEPS = 100  # a block touched at `begin` counts again after 0.2 s without contact: contacts chatter
 _HAND = ("hand", "finger_left", "finger_right")
 
 
@@ -66,10 +66,7 @@ class TabletopRobot:
         self._renderers: dict[tuple[int, int], Any] = {}
         self._physics_ns = 0
         self.dropped_ns = 0  # physics time given up because a call came more than 0.25 s after the one before
-        self._task: tasks.Task | None = None
-        self._verdict: bool | None = None
-        self._held_over: dict[str, int] = {}
-        self._touched: list[str] = []
+        self._touch = TouchJudge()
 
     @property
     def spec(self) -> RobotSpec:
@@ -113,15 +110,9 @@ class TabletopRobot:
 
     def begin(self, instruction: Instruction) -> None:
         self._catch_up()
-        self._task = tasks.parse(instruction.text)
-        self._touched = []
-        self._verdict = None if self._task is None else False
         if self._reset_on_instruction:
             self._replace_blocks(np.random.default_rng([self._seed, instruction.id]))
-        self._held_over = dict.fromkeys(self._contacts(), _RELEASE_STEPS)
-        if self._task is not None and self._task.colour in self._held_over:
-            del self._held_over[self._task.colour]
-        self._watch()
+        self._touch = TouchJudge(tasks.parse(instruction.text), self._contacts())
 
     def judge(self) -> bool | None:
         """True once the gripper touched the named block before any other, since `begin`. None for an unknown task.
@@ -130,17 +121,17 @@ class TabletopRobot:
         """
         if self._data is not None:
             self._catch_up()
-        return self._verdict
+        return self._touch.verdict
 
     @property
     def task(self) -> tasks.Task | None:
         """What the last instruction was understood as."""
-        return self._task
+        return self._touch.task
 
     @property
     def touched(self) -> tuple[str, ...]:
         """The blocks that the gripper touched since `begin` or `reset`, in the order of the first touch."""
-        return tuple(self._touched)
+        return tuple(self._touch.touched)
 
     @property
     def blocks(self) -> dict[str, np.ndarray]:
@@ -161,7 +152,7 @@ class TabletopRobot:
         rng = np.random.default_rng([seed, 0xB10C])
         self.pose(HOME, place_blocks(rng, 1, avoid=None)[0])
         self._physics_ns = self._clock.now_ns()
-        self._task, self._verdict, self._touched, self._held_over = None, None, [], {}
+        self._touch = TouchJudge()
 
     def pose(self, joints: np.ndarray, blocks: np.ndarray | None = None) -> None:
         """Put the arm at `joints` (7,) and the blocks at `blocks` (4, 4): x, y, z, yaw in the order of COLOURS.
@@ -274,7 +265,7 @@ class TabletopRobot:
         self._physics_ns += steps * STEP_NS
         for _ in range(steps):
             self._mujoco.mj_step(self._model, self._data)
-            self._watch()
+            self._touch.watch(self._contacts())
 
     def _contacts(self) -> list[str]:
         """The blocks that hand or fingers touch in this physics step."""
@@ -284,19 +275,6 @@ class TabletopRobot:
             return []
         blocks = self._block_index[pairs[hand[:, ::-1]]]
         return [COLOURS[i] for i in np.unique(blocks[blocks >= 0])]
-
-    def _watch(self) -> None:
-        touching = self._contacts()
-        if not touching and not self._held_over:
-            return
-        for colour in list(self._held_over):
-            self._held_over[colour] = _RELEASE_STEPS if colour in touching else self._held_over[colour] - 1
-            if self._held_over[colour] == 0:
-                del self._held_over[colour]
-        new = [colour for colour in touching if colour not in self._held_over and colour not in self._touched]
-        if self._task is not None and new and not self._touched:
-            self._verdict = new == [self._task.colour]
-        self._touched += new
 
     def _set_blocks(self, blocks: np.ndarray) -> None:
         for (x, y, z, yaw), position, velocity in zip(blocks, self._block_address, self._block_velocity, strict=True):

@@ -56,7 +56,7 @@ def test_the_label_points_at_pixels_of_the_named_colour(batch):
         colour = tasks.parse(text).colour
         for name in CAMERAS:
             if batch.target_visible[name][i]:
-                exact.append(coloured(batch.images[name][i], batch.target_uv[name][i], colour, 1))
+                exact.append(coloured(batch.images[name][i], batch.target_uv[name][i], colour, 2))
                 close.append(coloured(batch.images[name][i], batch.target_uv[name][i], colour, 7))
     assert len(exact) > 250
     assert np.mean(exact) > 0.95  # the rest: the centre is behind the hand, an edge of the block is not
