@@ -63,6 +63,8 @@ class TabletopRobot:
         self._seed = seed
         self._reset_on_instruction = reset_on_instruction
         self._mujoco: Any = None
+        self._model: Any = None
+        self._data: Any = None
         self._renderers: dict[tuple[int, int], Any] = {}
         self._physics_ns = 0
         self.dropped_ns = 0  # physics time given up because a call came more than 0.25 s after the one before
@@ -73,7 +75,7 @@ class TabletopRobot:
         return self._spec
 
     def connect(self) -> None:
-        """Builds the scene and opens the cameras; raises RenderingUnavailable where there is no OpenGL."""
+        """Build the scene and open the cameras; raises RenderingUnavailable where there is no OpenGL."""
         self._load()
         self._open_cameras()
         self._physics_ns = self._clock.now_ns()
@@ -83,7 +85,7 @@ class TabletopRobot:
         return self._state()
 
     def read_frames(self) -> dict[str, np.ndarray]:
-        """Renders the newest physics state; shadows and multisampling are off (7-35 times the time, measured)."""
+        """The newest physics state; shadows and multisampling are off (7-35 times the time, measured)."""
         self._catch_up()
         return self.render()
 
@@ -215,9 +217,6 @@ class TabletopRobot:
             if hit[0] == self._block_geom[colour]:
                 return True
         return False
-
-    _model: Any = None
-    _data: Any = None
 
     def _load(self) -> None:
         if self._model is not None:
