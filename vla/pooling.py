@@ -51,7 +51,7 @@ class ViewPooling(nn.Module):
             )
         self.image_tokens = image_tokens
         self.norm = nn.LayerNorm(width)
-        self.positions = nn.Parameter(torch.randn(image_tokens, width) * 0.02)
+        self.positions = nn.Parameter(torch.randn(image_tokens, width) * 0.5)
         self.queries = nn.Parameter(torch.randn(queries, width) * width**-0.5)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -88,7 +88,7 @@ class ViewAggregation(nn.Module):
             return
         if views < 1:
             raise ValueError(f"attention aggregation needs the number of views, got {views}")
-        self.positions = nn.Parameter(torch.randn(views, 1, width) * 0.02)
+        self.positions = nn.Parameter(torch.randn(views, 1, width) * 0.5)
         self.query = nn.Parameter(torch.randn(width) * width**-0.5)
         self.norm = nn.LayerNorm(width)
         self.key = nn.Linear(width, width)

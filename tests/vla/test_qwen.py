@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from tests.vla.conftest import CPU
+from vla import weights
+from vla.preprocess import patches, published_patches
+from vla.prompt import Prompt, Prompter
+from vla.qwen import QwenBackbone
+
+SIZES = {
+    "three equal": [(112, 112)] * 3,
+    "not square, border windows": [(168, 224), (168, 224)],
+    "mixed": [(112, 140), (56, 84), (112, 140), (252, 196)],
+    "one wide": [(364, 644)],
+}
+
+
+def cameras_of(sizes: list[tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """Names of different lengths, so that rows are padded."""
+    return {"view" + " longer" * index: size for index, size in enumerate(sizes)}
+
+
+def images_for(prompt: Prompt, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        patches(torch.randint(0, 256, (len(g.rows), *g.size, 3), dtype=torch.uint8, generator=generator))
+        for g in prompt.groups
+    ]
+
+
+def stock_forward(
+    backbone: QwenBackbone, images: list[torch.Tensor], prompt: Prompt, is_image: torch.Tensor, is_real: torch.Tensor
+) -> torch.Tensor:
+    """transformers' whole forward on the same batch, in its own format and with its own masks and positions."""
+    model = AutoModel.from_config(backbone.config, attn_implementation="sdpa").eval()
+    model.load_state_dict(backbone.state_dict())
+    by_row = {}
+    for group, views in zip(prompt.groups, images, strict=True):
+        by_row |= {row: (group.size, view) for row, view in zip(group.rows, views, strict=True)}
+    rows = [by_row[row] for row in range(len(prompt.token_ids))]
+    return model(
+        input_ids=prompt.token_ids,
+        attention_mask=is_real.long(),
+        pixel_values=torch.cat([published_patches(view[None]) for _, view in rows]),
+        image_grid_thw=torch.tensor([[1, height // 14, width // 14] for (height, width), _ in rows]),
+        mm_token_type_ids=is_image.int(),
+    ).last_hidden_state
+
+
+@pytest.mark.parametrize("geometry", ["tiny", "embedded"])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_the_encode_equals_the_stock_forward(
+    prompter: Prompter, geometry: str, sizes: list[tuple[int, int]]
+) -> None:
+    backbone = weights.random_weights(geometry, CPU, torch.float32)
+    cameras = cameras_of(sizes)
+    prompt = prompter.prompt("pick up the red block", cameras)
+    lengths = [len(prompter.row("pick up the red block", name, size).token_ids) for name, size in cameras.items()]
+    is_real = torch.arange(prompt.token_ids.shape[1]) < torch.tensor(lengths)[:, None]
+    images = images_for(prompt)
+    with torch.inference_mode():
+        ours = backbone(images, prompt)
+        stock = stock_forward(backbone, images, prompt, prompt.token_ids == prompter.image_token_id, is_real)
+    assert stock[is_real].abs().mean() > 0.5
+    torch.testing.assert_close(ours[is_real], stock[is_real], atol=1e-5, rtol=0)
+
+
+def test_padding_does_not_change_a_view(tiny: QwenBackbone, prompter: Prompter) -> None:
+    alone = prompter.prompt("go", {"a": (56, 56)})
+    padded = prompter.prompt("go", {"a": (56, 56), "a much longer camera name": (112, 56)})
+    assert padded.token_ids.shape[1] > alone.token_ids.shape[1]
+    image, other = images_for(padded)
+    with torch.inference_mode():
+        (first,) = tiny.image_hidden(tiny([image], alone), alone)
+        second = tiny.image_hidden(tiny([image, other], padded), padded)[0]
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
+
+
+def test_the_instruction_changes_the_image_tokens(tiny: QwenBackbone, prompter: Prompter) -> None:
+    hidden = []
+    for text in ("go to the red block", "go to the blue block"):
+        prompt = prompter.prompt(text, {"a": (56, 56)})
+        with torch.inference_mode():
+            hidden.append(tiny.image_hidden(tiny(images_for(prompt), prompt), prompt)[0])
+    assert (hidden[0] - hidden[1]).abs().max() > 1e-3
+
+
+def test_text_does_not_depend_on_the_image_that_follows_it(tiny: QwenBackbone, prompter: Prompter) -> None:
+    prompt = prompter.prompt("go to the red block", {"a": (56, 56)})
+    start = int(prompt.groups[0].image_index[0])
+    with torch.inference_mode():
+        first, second = (tiny(images_for(prompt, seed), prompt) for seed in (1, 2))
+    assert torch.equal(first[:, :start], second[:, :start])
+    assert not torch.allclose(first[:, start:], second[:, start:])
+
+
+def test_bfloat16_stays_near_float32(prompter: Prompter) -> None:
+    prompt = prompter.prompt("go", {"a": (56, 56)})
+    images = images_for(prompt)
+    with torch.inference_mode():
+        exact = weights.random_weights("tiny", CPU, torch.float32)(images, prompt)
+        half = weights.random_weights("tiny", CPU, torch.float32).to(torch.bfloat16)(images, prompt)
+    assert torch.nn.functional.cosine_similarity(exact.flatten(), half.float().flatten(), dim=0) > 0.999
