@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_CONFIG = ROOT / "configs" / "sim.yaml"
+HORIZON = 8  # rows of a trained chunk
 
 app = typer.Typer(
     name="saccade",
@@ -32,7 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Config file.", show_default="configs/sim.yaml")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the config.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the config.")
+]
 ParentOption = Annotated[int, typer.Option("--parent", hidden=True)]
 ReportOption = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write all figures as JSON.")]
 
@@ -42,14 +45,22 @@ def run(
     config: ConfigOption = DEFAULT_CONFIG,
     set_: SetOption = None,
     say: Annotated[str | None, typer.Option(help="First instruction.")] = None,
-    duration: Annotated[float | None, typer.Option(metavar="S", help="End this long after the first RUN cycle.")] = None,
+    duration: Annotated[
+        float | None, typer.Option(metavar="S", help="End this long after the first RUN cycle.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the simulated scene.")] = None,
     episodes: Annotated[
-        int, typer.Option(metavar="N", help="Instead of --say: N seeded tasks of the simulator, the blocks placed anew for each.")
+        int,
+        typer.Option(
+            metavar="N", help="Instead of --say: N seeded tasks of the simulator, the blocks placed anew for each."
+        ),
     ] = 0,
     episode_s: Annotated[float, typer.Option(metavar="S", help="Length of an episode.")] = 15.0,
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="The backbone's geometry without its weights, for latency work; moves nothing.")
+        bool,
+        typer.Option(
+            "--random-weights", help="The backbone's geometry without its weights, for latency work; moves nothing."
+        ),
     ] = False,
     report: ReportOption = None,
 ) -> None:
@@ -225,26 +236,29 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of scenes and weights.")] = 0,
 ) -> None:
     """Train the embedded policy on the simulator: backbone, pooling and head, end to end, from nothing but this repository."""
+    import itertools
+
     import torch
 
     from control.clock import FakeClock
     from sim import tasks
-    from sim.demonstrations import sample_batches
+    from sim.demonstrations import PERIOD_S, sample_batches
     from sim.tabletop import TabletopRobot
     from vla.train import train as train_policy
 
-    _log_to_stderr("train")
     torch.set_num_threads(1)
-    spec = TabletopRobot(FakeClock()).spec
     train_policy(
-        batches=sample_batches(seed, batch_size),
-        validation_batches=sample_batches(seed + 1_000_000, batch_size),
+        batches=sample_batches(seed, batch_size, HORIZON),
+        validation_batches=list(itertools.islice(sample_batches(seed + 1_000_000, 64, HORIZON), 3)),
         out_folder=out,
-        spec=spec,
+        robot=TabletopRobot(FakeClock()).spec,
+        horizon=HORIZON,
+        period_s=PERIOD_S,
         wordings=[text for colour in tasks.COLOURS for text in tasks.wordings(colour, "seen")],
         max_minutes=minutes,
-        batch_size=batch_size,
         seed=seed,
+        log=typer.echo,
+        name="tabletop",
     )
 
 
@@ -271,7 +285,10 @@ def _check_policy(settings: Config) -> list[str]:
         raise MismatchError(
             f"policy {settings.encoder.policy} does not fit robot '{robot.spec.name}': " + "; ".join(problems)
         )
-    return [*lines, f"robot '{robot.spec.name}': {len(robot.spec.action_names)} actions, {len(robot.spec.cameras)} cameras"]
+    return [
+        *lines,
+        f"robot '{robot.spec.name}': {len(robot.spec.action_names)} actions, {len(robot.spec.cameras)} cameras",
+    ]
 
 
 def _process(name: str, config: Path, overrides: list[str] | None, parent: int) -> tuple[Config, Callable[[], bool]]:

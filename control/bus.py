@@ -130,7 +130,7 @@ def _bind(socket: zmq.Socket, endpoint: str) -> Lease:
 
 
 class Publisher:
-    """Publishes one topic and never blocks. `queue` messages wait for each reader, then its oldest are dropped.
+    """Publishes one topic and never blocks. `queue` messages wait for each reader; what comes while they wait is dropped.
 
     With `latch` a late reader gets the newest message as soon as `greet` or `send` runs after it connected.
     """

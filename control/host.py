@@ -42,7 +42,7 @@ class Follower:
         """(A,) to command now, None to hold; `reason` says why."""
         chunk = self._chunk
         self.reason = self._find_fault(chunk, now_ns)
-        if self.reason:
+        if self.reason or chunk is None or self._from is None:
             return None
         period_ns = chunk.period_s * NS_PER_S
         points_ns = chunk.stamp_ns + period_ns * np.arange(1, len(chunk.targets) + 1)

@@ -90,7 +90,7 @@ class ControlLoop:
         """Take a new instruction; it replaces one still pending. Raises ValueError for text that is no instruction."""
         text = " ".join(text.split())
         if not text:
-            raise ValueError("the instruction is empty; say what to do, for example \"touch the red block\"")
+            raise ValueError('the instruction is empty; say what to do, for example "touch the red block"')
         if len(text) > MAX_INSTRUCTION_CHARS:
             raise ValueError(f"the instruction has {len(text)} characters, expected at most {MAX_INSTRUCTION_CHARS}")
         newest = self.pending or self.acting
@@ -117,13 +117,14 @@ class ControlLoop:
 
         fault = state_fault or self._missed_fault(tick) or features_fault
         stop = self._stop_request or stop
-        targets = None
+        targets, gated = None, Gated(np.empty((0, 0)), (), "")
         if not fault and not stop and (self.mode is not Mode.STOP or self._resume_request):
-            targets, fault = self._ask_head(age_ms)
+            assert self._features is not None and self._state is not None and age_ms is not None
+            targets, fault = self._ask_head(self._features.tokens, self._state.values, age_ms)
         head_ns = self._clock.now_ns()
-        gated = Gated(np.empty((0, 0)), (), "")
         if targets is not None:
-            last = self._last_commanded()
+            assert self.spec is not None and self._limits is not None and self._state is not None
+            last = self._last_commanded(self.spec, self._limits, self._state)
             gated = gate(self._resample(targets, last), last, self._limits, speed)
             fault = gated.fault
         self._bad_targets = self._bad_targets + 1 if fault.startswith("the head") else 0
@@ -185,7 +186,9 @@ class ControlLoop:
             limit = self._settings.state_max_age_ms
             return f"the state is {age_ms:.0f} ms old, limit {limit:g}: robot host stalled{_because(inbox.last_error)}"
         if age_ms < -1.0:
-            return f"the state is stamped {-age_ms:.0f} ms in the future: robot host and controller must share one clock"
+            return (
+                f"the state is stamped {-age_ms:.0f} ms in the future: robot host and controller must share one clock"
+            )
         values, names = self._state.values, self.spec.state_names
         if values.shape != (len(names),):
             return f"the state has {values.shape[0]} values, expected {len(names)}: {', '.join(names)}"
@@ -248,30 +251,38 @@ class ControlLoop:
         if self.pending is not None and self._said_ns is not None:
             waited_ms = (now_ns - self._said_ns) / NS_PER_MS
             if waited_ms > self._settings.switch_max_ms:
-                late = f"instruction {self.pending.id} has no features after {waited_ms:.0f} ms: encoder slow or stopped"
+                late = (
+                    f"instruction {self.pending.id} has no features after {waited_ms:.0f} ms: encoder slow or stopped"
+                )
                 return 0.0, late + because, ""
         if self.mode is Mode.INIT:
             period_ms = self._settings.period_ns / NS_PER_MS
             encode_ms = statistics.median(self._encode_ms)
             bound_ms = 2 * encode_ms + period_ms
             if bound_ms > fresh.hold_after_ms:
-                return 0.0, (
-                    f"hold_after_ms {fresh.hold_after_ms:g} is under 2 x encode ({encode_ms:.0f}) + period ({period_ms:.0f})"
-                    f" = {bound_ms:.0f} ms and would flap between RUN and HOLD; raise freshness.hold_after_ms"
-                ), ""
+                return (
+                    0.0,
+                    (
+                        f"hold_after_ms {fresh.hold_after_ms:g} is under 2 x encode ({encode_ms:.0f}) + period ({period_ms:.0f})"
+                        f" = {bound_ms:.0f} ms and would flap between RUN and HOLD; raise freshness.hold_after_ms"
+                    ),
+                    "",
+                )
         return fresh.speed(age_ms), "", ""
 
     def _missed_fault(self, tick: Tick) -> str:
         if tick.missed <= self._settings.max_missed_ticks:
             return ""
-        return f"{tick.missed} ticks missed in a row, limit {self._settings.max_missed_ticks}: the machine is overloaded"
+        return (
+            f"{tick.missed} ticks missed in a row, limit {self._settings.max_missed_ticks}: the machine is overloaded"
+        )
 
-    def _ask_head(self, age_ms: float) -> tuple[np.ndarray | None, str]:
+    def _ask_head(self, tokens: np.ndarray, state: np.ndarray, age_ms: float) -> tuple[np.ndarray | None, str]:
         try:
-            return self._head.act(self._features.tokens, self._state.values, age_ms), ""
+            return self._head.act(tokens, state, age_ms), ""
         except (RuntimeError, ValueError, FloatingPointError) as error:
             first_line = str(error).partition("\n")[0][:300]
-            return None, f"the head failed on features of shape {self._features.tokens.shape}: {first_line}"
+            return None, f"the head failed on features of shape {tokens.shape}: {first_line}"
 
     def _resample(self, targets: np.ndarray, last: np.ndarray) -> np.ndarray:
         """The chunk at the loop's period where the policy was trained at another; the way begins at `last` (A,)."""
@@ -283,14 +294,12 @@ class ControlLoop:
         wanted_s = period_s * np.arange(1, max(1, round(known_s[-1] / period_s)) + 1)
         return np.column_stack([np.interp(wanted_s, known_s, column) for column in rows.T])
 
-    def _last_commanded(self) -> np.ndarray:
+    def _last_commanded(self, spec: RobotSpec, limits: Limits, state: State) -> np.ndarray:
         """(A,) the reference of the velocity limit: what was commanded, at first what is measured."""
         if self._commanded is None:
-            measured = dict(zip(self.spec.state_names, self._state.values, strict=True))
-            middle = (self._limits.low + self._limits.high) / 2
-            self._commanded = np.array(
-                [measured.get(name, middle[index]) for index, name in enumerate(self.spec.action_names)]
-            )
+            measured = dict(zip(spec.state_names, state.values, strict=True))
+            middle = (limits.low + limits.high) / 2  # only where `allow_unlimited` accepts an unmeasured action
+            self._commanded = np.array([measured.get(name, middle[i]) for i, name in enumerate(spec.action_names)])
         return self._commanded
 
     def _change_mode(self, fault: str, stop: str, speed: float, age_ms: float | None) -> None:

@@ -106,7 +106,9 @@ def clip_position(targets: np.ndarray, low: np.ndarray, high: np.ndarray) -> tup
     return clipped, (clipped != targets).any(axis=0)
 
 
-def clip_velocity(targets: np.ndarray, last: np.ndarray, max_step: np.ndarray, speed: float) -> tuple[np.ndarray, np.ndarray]:
+def clip_velocity(
+    targets: np.ndarray, last: np.ndarray, max_step: np.ndarray, speed: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Targets whose every step from the one before (row 0: from `last`) is at most `max_step`, then scaled by `speed`."""
     result = np.empty_like(targets)
     hit = np.zeros(targets.shape[1], dtype=bool)

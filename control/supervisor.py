@@ -20,14 +20,14 @@ from typing import Any
 
 from control.bus import BusAddress, CommandClient, Lease, Subscriber
 from control.errors import SaccadeError
-from control.messages import Cycle, Features, Mode
+from control.messages import Cycle, Mode
 from control.report import RunFigures
 
 log = logging.getLogger("run")
 
 EXIT_DONE, EXIT_USAGE, EXIT_STOPPED, EXIT_DIED = 0, 2, 3, 4
 _STATUS_PERIOD_S = {True: 0.25, False: 5.0}  # on a terminal, and in a log
-_ANSWER_S, _CONTROLLER_S, _ROBOT_S = 0.4, 1.2, 1.5  # the end of a run: 3.1 s at most before SIGKILL
+_ANSWER_S, _CONTROLLER_S, _ROBOT_S, _ENCODER_S = 0.4, 1.2, 1.5, 0.8  # the end of a run: 3.9 s at most
 _STABLE_S = 30.0  # an encoder that ran this long starts again with the shortest pause
 
 
@@ -37,7 +37,7 @@ class Child:
 
     name: str
     command: Sequence[str]
-    process: subprocess.Popen[str] | None = None
+    process: subprocess.Popen[str] = field(init=False)
     started_s: float = 0.0
     rss_mb: list[float] = field(default_factory=list)  # first, newest, largest
 
@@ -55,11 +55,13 @@ class Child:
         threading.Thread(target=self._forward, args=(self.process, show), daemon=True).start()
 
     def _forward(self, process: subprocess.Popen[str], show: Callable[[str], None]) -> None:
+        assert process.stdout is not None
         for line in process.stdout:
             show(f"{self.name:>10} | {line.rstrip()}")
 
     def is_running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        process = getattr(self, "process", None)  # unset until the first start
+        return process is not None and process.poll() is None
 
     def end(self, patience_s: float) -> None:
         """SIGTERM, then SIGKILL to the whole group."""
@@ -110,13 +112,11 @@ class Operator:
         self.episodes: list[Episode] = []
         self._request_id = 0
         self._said_s = 0.0
-        self._answered = True
 
     def step(self, ready: bool) -> None:
         while reply := self._client.receive():
             if reply.request_id != self._request_id:
                 continue
-            self._answered |= reply.outcome != "accepted"
             episode = self.episodes[-1]
             episode.error = reply.message if reply.outcome == "failed" else episode.error
             if reply.outcome == "accepted":
@@ -125,7 +125,7 @@ class Operator:
         if ready and due and self._texts:
             text = self._texts.pop(0)
             self.episodes.append(Episode(text))
-            self._request_id, self._said_s, self._answered = self._client.send("say", text), time.monotonic(), False
+            self._request_id, self._said_s = self._client.send("say", text), time.monotonic()
 
     def see(self, cycle: Cycle) -> None:
         if not self.episodes:
@@ -133,7 +133,9 @@ class Operator:
         episode = self.episodes[-1]
         if cycle.instruction_id == episode.instruction_id and cycle.switch_ms is not None:
             episode.switch_ms = cycle.switch_ms
-            self._said_s = time.monotonic() if len(self.episodes) == 1 else self._said_s  # the encoder was still starting
+            self._said_s = (
+                time.monotonic() if len(self.episodes) == 1 else self._said_s
+            )  # the encoder was still starting
         if cycle.task_instruction_id == episode.instruction_id and cycle.task_done is not None:
             if cycle.task_done and not episode.done:
                 episode.done_s = time.monotonic() - self._said_s
@@ -170,6 +172,7 @@ class Supervisor:
         self._pause_s = restart_backoff_s
         self._restart_at_s: float | None = None
         self._mode: Mode | None = None
+        self._scheduling = ""
 
     def run(self, stopped: Callable[[], bool], duration_s: float | None) -> int:
         """Until `stopped()`, the duration has passed since the first RUN, or a process died for good; the exit code."""
@@ -206,7 +209,8 @@ class Supervisor:
             if now_s >= status_s:
                 self._show_status(self.status_line())
                 status_s = now_s + _STATUS_PERIOD_S[self._is_terminal]
-            if now_s >= memory_s:
+            if now_s >= memory_s and self.figures.action_hz is not None:
+                self._scheduling = self._scheduling or self._ask_scheduling()
                 for child in self._children.values():
                     child.measure_memory()
                 memory_s = now_s + 1.0
@@ -218,11 +222,8 @@ class Supervisor:
             self._mode = cycle.mode
             self.figures.add_cycle(cycle)
             self._operator.see(cycle)
-        while (one := features.poll()) is not None:
-            self._count_encode(one)
-
-    def _count_encode(self, features: Features) -> None:
-        self.figures.add_features(features)
+        while (encoded := features.poll()) is not None:
+            self.figures.add_features(encoded)
 
     def _check_children(self) -> int | None:
         """The exit code once something died for good; a dead encoder is started again after a growing pause."""
@@ -289,6 +290,15 @@ class Supervisor:
             "rss_mb": self.memory_mb(),
         }
 
+    def _ask_scheduling(self) -> str:
+        client = CommandClient(self._bus)
+        try:
+            return str(client.request("status", answer_s=0.5).values["scheduling"])
+        except SaccadeError:
+            return ""  # too busy just now: asked again a second later
+        finally:
+            client.close()
+
     def memory_mb(self) -> dict[str, dict[str, float]]:
         keys = ("first", "last", "max")
         return {
@@ -304,12 +314,14 @@ class Supervisor:
             try:
                 client.request("stop", "the run is ending", answer_s=_ANSWER_S)
             except SaccadeError as error:
-                self._show(f"       run | the controller did not answer `stop` ({error}); the robot's watchdog holds it")
+                self._show(
+                    f"       run | the controller did not answer `stop` ({error}); the robot's watchdog holds it"
+                )
             client.close()
         encoder = self._children.get("encoder")
         if encoder is not None and encoder.is_running():
             encoder.process.terminate()
-        for name, patience_s in (("controller", _CONTROLLER_S), ("robot", _ROBOT_S), ("encoder", 0.1)):
+        for name, patience_s in (("controller", _CONTROLLER_S), ("robot", _ROBOT_S), ("encoder", _ENCODER_S)):
             if name in self._children:
                 self._children[name].end(patience_s)
 

@@ -273,7 +273,9 @@ def encode(noun: Any) -> bytes:
     fields: dict[str, Any] = {"v": WIRE_VERSION, "topic": topic}
     for name in SCHEMAS[topic][1]:
         fields[name] = _plain(getattr(noun, name))
-    return msgpack.packb(fields)
+    data = msgpack.packb(fields)
+    assert data is not None
+    return data
 
 
 def decode(topic: str, data: bytes) -> Any:

@@ -1,0 +1,209 @@
+import os
+import threading
+
+import msgpack
+import numpy as np
+import pytest
+import zmq
+
+from control.bus import OWNERS, BusAddress, CommandClient, CommandServer, Latest, Publisher, Subscriber
+from control.errors import BusError, CommandFailed, NotRunning
+from control.messages import Instruction, Reply, State
+
+
+def instruction(number):
+    return Instruction(number, 1, 1, 1, f"text {number}")
+
+
+def wait_for(subscriber, timeout_ms=2000):
+    noun = subscriber.poll(timeout_ms)
+    assert noun is not None, "nothing came"
+    return noun
+
+
+def connected(publisher, subscriber):
+    """Publish until the subscriber has joined."""
+    for _ in range(100):
+        publisher.send(instruction(0))
+        if subscriber.poll(20) is not None:
+            return
+    raise AssertionError("the subscriber never joined")
+
+
+def test_a_slow_reader_gets_the_newest_message_and_only_that(bus):
+    publisher, latest = Publisher(bus, "instruction"), Latest(bus, "instruction")
+    connected(publisher, latest)
+    for number in range(1, 200):
+        publisher.send(instruction(number))
+        threading.Event().wait(0.001)
+    threading.Event().wait(0.1)
+    assert wait_for(latest).seq == 199
+    assert latest.poll() is None
+    publisher.close()
+    latest.close()
+
+
+def test_a_queueing_reader_gets_every_message(bus):
+    publisher = Publisher(bus, "instruction", queue=1000)
+    subscriber = Subscriber(bus, "instruction", newest_only=False)
+    connected(publisher, subscriber)
+    for number in range(1, 101):
+        publisher.send(instruction(number))
+    got = [wait_for(subscriber).seq for _ in range(100)]
+    assert got == list(range(1, 101))
+    publisher.close()
+    subscriber.close()
+
+
+def test_a_late_reader_gets_the_newest_of_a_latched_topic(bus):
+    publisher = Publisher(bus, "instruction", latch=True)
+    publisher.send(instruction(5))
+    late = Latest(bus, "instruction")
+    for _ in range(100):
+        publisher.greet()
+        if (got := late.poll(20)) is not None:
+            break
+    assert got.seq == 5
+    publisher.close()
+    late.close()
+
+
+def test_malformed_messages_are_counted_explained_and_never_returned(bus):
+    socket = zmq.Context.instance().socket(zmq.PUB)
+    socket.setsockopt(zmq.LINGER, 0)
+    folder = bus.address.removeprefix("ipc://")
+    os.makedirs(folder, exist_ok=True)
+    socket.bind(bus.endpoint("state"))
+    latest = Subscriber(bus, "state", newest_only=False)
+    for _ in range(100):
+        socket.send(b"\x00garbage")
+        latest.poll(20)
+        if latest.rejected:
+            break
+    assert latest.rejected >= 1
+    assert latest.last_error.startswith("state: expected one msgpack map")
+    socket.close()
+    latest.close()
+
+
+def test_a_second_owner_of_an_address_is_refused_with_the_holder(bus):
+    first = Publisher(bus, "state")
+    with pytest.raises(BusError, match=f"is in use by process {os.getpid()}: another run is going on"):
+        Publisher(bus, "state")
+    first.close()
+    Publisher(bus, "state").close()
+
+
+def test_a_taken_tcp_port_is_refused():
+    bus = BusAddress("tcp://127.0.0.1:45910")
+    first = Publisher(bus, "state")
+    with pytest.raises(BusError, match="another run or program holds it"):
+        Publisher(bus, "state")
+    first.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("tcp://0.0.0.0:5550", "is open to the network"),
+        ("tcp://192.168.0.7:5550", "is open to the network"),
+        ("tcp://127.0.0.1:80", "with a port in 1024..65000"),
+        ("udp://x", "expected ipc://NAME"),
+        ("ipc://", "expected ipc://NAME"),
+        ("ipc://" + "x" * 120, "is longer than 100 bytes"),
+    ],
+)
+def test_an_unusable_address_is_refused_before_anything_is_bound(address, message):
+    with pytest.raises(BusError, match=message):
+        BusAddress(address)
+
+
+def test_the_network_is_opened_only_in_plain_words():
+    assert BusAddress("tcp://0.0.0.0:5550", allow_remote=True).endpoint("frames") == "tcp://0.0.0.0:5551"
+
+
+def test_every_topic_has_an_endpoint_of_its_own():
+    bus = BusAddress("tcp://127.0.0.1:5550", encoder="tcp://127.0.0.1:6660")
+    assert len({bus.endpoint(topic) for topic in OWNERS}) == len(OWNERS)
+    assert bus.endpoint("features").startswith("tcp://127.0.0.1:666")
+
+
+def test_the_socket_folder_is_closed_to_other_users(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("r")))
+    bus = BusAddress("ipc://private")
+    publisher = Publisher(bus, "state")
+    folder = os.path.dirname(bus.endpoint("state").removeprefix("ipc://"))
+    assert os.stat(folder).st_mode & 0o077 == 0
+    publisher.close()
+
+
+def serve(server, answers, stop):
+    while not stop.is_set():
+        received = server.poll(20)
+        if received is not None:
+            client, command = received
+            for outcome in answers.get(command.verb, ()):
+                server.reply(client, Reply(command.request_id, outcome, f"{command.verb} {outcome}"))
+
+
+@pytest.fixture
+def served(bus):
+    server, stop = CommandServer(bus), threading.Event()
+    answers = {"status": ["done"], "say": ["accepted", "done"], "slow": ["accepted"], "bad": ["failed"]}
+    thread = threading.Thread(target=serve, args=(server, answers, stop))
+    thread.start()
+    yield server
+    stop.set()
+    thread.join()
+    server.close()
+
+
+def test_commands_are_answered_by_their_request_id(bus, served):
+    client = CommandClient(bus)
+    assert client.request("status").message == "status done"
+    assert client.request("say", "x").message == "say done"
+    with pytest.raises(CommandFailed, match="bad failed"):
+        client.request("bad")
+    client.close()
+
+
+def test_an_accepted_command_that_never_ends_fails_with_its_own_message(bus, served):
+    client = CommandClient(bus)
+    with pytest.raises(CommandFailed, match="'slow' was accepted but not finished within 0.1 s"):
+        client.request("slow", finish_s=0.1)
+    assert client.request("status").message == "status done"
+    client.close()
+
+
+def test_a_command_to_nobody_fails_in_time_and_says_what_to_do(bus):
+    client = CommandClient(bus)
+    with pytest.raises(NotRunning, match="no controller answers at ipc://.*start one with `launch.py run`"):
+        client.request("status", answer_s=0.1)
+    client.close()
+
+
+def test_a_malformed_command_is_answered_and_the_server_lives_on(bus, served):
+    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.connect(bus.endpoint("command"))
+    for data in (b"\xff\x00", msgpack.packb({"v": 1, "topic": "command"}), msgpack.packb([1, 2])):
+        socket.send(data)
+        assert socket.poll(2000)
+        assert msgpack.unpackb(socket.recv())["outcome"] == "failed"
+    socket.send_multipart([b"", b"two frames"])
+    assert socket.poll(2000)
+    assert "expected one frame, got 2" in msgpack.unpackb(socket.recv())["message"]
+    socket.close()
+    client = CommandClient(bus)
+    assert client.request("status").outcome == "done"
+    client.close()
+
+
+def test_a_publisher_never_waits_for_a_reader_that_does_not_read(bus):
+    publisher = Publisher(bus, "state")
+    stuck = Subscriber(bus, "state", newest_only=False, queue=1)
+    state = State(1, 1, np.zeros(100))
+    for _ in range(20_000):
+        publisher.send(state)
+    stuck.close()
+    publisher.close()

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import pytest
+
+from control.budgets import budgets
+from control.config import load_config
+from control.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+MINIMAL = """\
+version: 1
+robot:
+  name: tabletop
+encoder:
+  policy: policy
+freshness: {slow_after_ms: 500, hold_after_ms: 1000, stop_after_ms: 5000}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "robot.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
+def test_every_shipped_config_is_valid(name):
+    assert load_config(ROOT / "configs" / name).version == 1
+
+
+def test_a_policy_path_is_relative_to_its_config(write):
+    path = write(MINIMAL)
+    assert load_config(path).encoder.policy == str(path.parent / "policy")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("  name: tabletop", "  nmae: tabletop"), "robot.yaml:3: unknown key 'robot.nmae'; did you mean 'name'?"),
+        (("  policy: policy\n", ""), "robot.yaml"),
+        (("version: 1", "version: 2"), "robot.yaml:1: version: should be 1, got 2"),
+        (("  name: tabletop", "  name: 5"), "robot.yaml:3: robot.name: should be a valid string, got 5"),
+        (
+            ("  name: tabletop", "  name: tabletop\n  name: other"),
+            "robot.yaml:4: key 'robot.name' stands twice; remove one",
+        ),
+        (("1000", ".nan"), "robot.yaml:6: freshness.hold_after_ms: should be a finite number, got nan"),
+        (("1000", '"1000"'), "robot.yaml:6: freshness.hold_after_ms: should be a valid number, got '1000'"),
+        (("1000", "400"), "robot.yaml:6: freshness: freshness: expected 0 < slow_after_ms < hold_after_ms"),
+        (("version: 1", "version: [1"), "robot.yaml:2: not valid YAML"),
+        (("version: 1", "control: {rate_hz: 101}\nversion: 1"), "control.rate_hz: should be less than or equal to 100"),
+        (("version: 1", "bus: {address: tcp://10.0.0.1:5550}\nversion: 1"), "is open to the network"),
+    ],
+)
+def test_a_wrong_config_names_file_line_key_expected_and_got(write, change, message):
+    assert change[0] in MINIMAL
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(MINIMAL.replace(*change)))
+    assert message in str(caught.value)
+
+
+def test_all_faults_are_told_at_once(write):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(MINIMAL + "contrl: {}\nbus: {adress: x}\n"))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_set_goes_the_same_strict_way(write):
+    path = write(MINIMAL)
+    assert load_config(path, ["control.rate_hz=20", "robot.options.seed=3"]).control.rate_hz == 20
+    with pytest.raises(ConfigError, match="--set control.rate=20: unknown key 'control.rate'; did you mean 'rate_hz'"):
+        load_config(path, ["control.rate=20"])
+    with pytest.raises(ConfigError, match="--set control: expected KEY.KEY=VALUE"):
+        load_config(path, ["control"])
+    with pytest.raises(ConfigError, match="'version' is a value, not a section"):
+        load_config(path, ["version.x=1"])
+
+
+def test_a_missing_file_says_where_configs_are(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist; the shipped ones are in configs/"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_a_workspace_is_given_as_pairs(write):
+    config = load_config(write(MINIMAL + "safety: {workspace: {waist: [-1, 1]}}\n"))
+    assert config.loop_settings().workspace == {"waist": (-1, 1)}
+
+
+def test_the_budgets_follow_from_the_config(write):
+    lines = "\n".join(budgets(load_config(write(MINIMAL))))
+    assert "feature age when healthy: 2 x encode + 140 ms at most" in lines
+    assert "encode may take 180 ms for full speed, 450 ms to run at all" in lines
