@@ -76,9 +76,10 @@ class RegressionHead(nn.Module):
         """See `control.head.ActionHead.act`. The state is added in float64: no displacement is exactly the state."""
         _check_inputs(tokens, state, self.feature_shape, self.state_names)
         age = torch.tensor([feature_age_ms], dtype=torch.float32)
-        step = self(torch.from_numpy(tokens)[None], torch.from_numpy(state).float()[None], age)[0]
+        here = torch.tensor(state, dtype=torch.float64)  # copied: messages are read-only
+        step = self(torch.tensor(tokens)[None], here.float()[None], age)[0]
         step = (step * self.step_std + self.step_mean).double()
-        return (torch.from_numpy(state) @ self.residual.double() + step).numpy()
+        return (here @ self.residual.double() + step).numpy()
 
 
 class HoldHead:

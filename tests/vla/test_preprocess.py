@@ -41,7 +41,8 @@ def test_patches_equal_the_image_processor_of_transformers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((112, 112), (112, 112)), ((360, 640), (364, 644)), ((10, 41), (28, 28)), ((43, 71), (56, 84))]
+    ("size", "expected"),
+    [((112, 112), (112, 112)), ((360, 640), (364, 644)), ((10, 41), (28, 28)), ((43, 71), (56, 84))],
 )
 def test_sides_are_rounded_to_the_nearest_multiple_of_28(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert model_size(*size) == expected

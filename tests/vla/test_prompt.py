@@ -64,7 +64,9 @@ def test_the_saved_tokenizer_loads_without_remote_code_and_encodes_the_same(prom
     assert "auto_map" not in (tmp_path / "tokenizer_config.json").read_text()
     loaded = Prompter.load(tmp_path)
     for text in ("pick up the red block", "put it elsewhere, now!"):
-        assert loaded.row(text, "a", (28, 28)).token_ids.tolist() == prompter.row(text, "a", (28, 28)).token_ids.tolist()
+        assert (
+            loaded.row(text, "a", (28, 28)).token_ids.tolist() == prompter.row(text, "a", (28, 28)).token_ids.tolist()
+        )
     assert len(AutoTokenizer.from_pretrained(tmp_path)) <= 512
 
 

@@ -52,9 +52,7 @@ def stock_forward(
 
 @pytest.mark.parametrize("geometry", ["tiny", "embedded"])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
-def test_the_encode_equals_the_stock_forward(
-    prompter: Prompter, geometry: str, sizes: list[tuple[int, int]]
-) -> None:
+def test_the_encode_equals_the_stock_forward(prompter: Prompter, geometry: str, sizes: list[tuple[int, int]]) -> None:
     backbone = weights.random_weights(geometry, CPU, torch.float32)
     cameras = cameras_of(sizes)
     prompt = prompter.prompt("pick up the red block", cameras)
@@ -76,7 +74,7 @@ def test_padding_does_not_change_a_view(tiny: QwenBackbone, prompter: Prompter) 
     with torch.inference_mode():
         (first,) = tiny.image_hidden(tiny([image], alone), alone)
         second = tiny.image_hidden(tiny([image, other], padded), padded)[0]
-    torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
 
 
 def test_the_instruction_changes_the_image_tokens(tiny: QwenBackbone, prompter: Prompter) -> None:

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from control.messages import Frames
+from tests.vla.conftest import edit_yaml, frames, instruction
+from vla.encoder import QwenEncoder, load_encoder
+from vla.errors import CameraError, FileFault, NonFiniteFeatures, PromptError
+from vla.policy import HeadChoice, PolicySpec, PoolingChoice
+
+
+@pytest.fixture
+def encoder(policy_folder: Path) -> QwenEncoder:
+    return load_encoder(policy_folder, "cpu", encoder_epoch=42)
+
+
+def test_features_carry_all_that_is_needed_to_judge_them(encoder: QwenEncoder) -> None:
+    encoder.warm_up()
+    first, second = (encoder.encode(frames(), instruction()) for _ in range(2))
+    assert (first.seq, second.seq) == (1, 2)
+    assert (first.frame_seq, first.frame_stamp_ns, first.session, first.instruction_id) == (7, 123, 9, 3)
+    assert first.encoder_epoch == 42
+    assert first.view_age_ms == {"front": 0.0, "wrist": 0.0}
+    assert first.tokens.shape == (2, 32) and first.tokens.dtype == np.float32
+    assert list(first.stage_ms) == ["preprocess", "vision", "language", "pool"]
+    assert 0 < sum(first.stage_ms.values()) <= first.encode_ms
+
+
+def test_the_instruction_changes_the_features(encoder: QwenEncoder) -> None:
+    red, blue = (encoder.encode(frames(), instruction(f"pick up the {colour} block")) for colour in ("red", "blue"))
+    assert np.abs(red.tokens - blue.tokens).max() > 1e-4
+
+
+def test_features_depend_on_nothing_that_was_encoded_before(encoder: QwenEncoder) -> None:
+    before = encoder.encode(frames(1), instruction())
+    for number in range(20):
+        encoder.encode(frames(2), instruction(f"go to {number}"))
+    np.testing.assert_array_equal(encoder.encode(frames(1), instruction()).tokens, before.tokens)
+
+
+def test_cameras_are_read_in_the_policys_order_and_others_are_ignored(encoder: QwenEncoder) -> None:
+    capture = frames()
+    extra = {"side": np.zeros((10, 10, 3), dtype=np.uint8)}
+    turned = Frames(7, 123, extra | dict(reversed(capture.images.items())))
+    expected = encoder.encode(capture, instruction()).tokens
+    np.testing.assert_array_equal(encoder.encode(turned, instruction()).tokens, expected)
+    swapped = Frames(7, 123, {"front": capture.images["wrist"], "wrist": capture.images["front"]})
+    assert not np.allclose(encoder.encode(swapped, instruction()).tokens, expected)
+
+
+def test_a_missing_camera_is_named(encoder: QwenEncoder) -> None:
+    with pytest.raises(CameraError, match="frame 7 lacks camera 'wrist'; it has front"):
+        encoder.encode(frames(cameras=("front",)), instruction())
+
+
+def test_a_camera_of_another_size_is_named_with_both_sizes(encoder: QwenEncoder) -> None:
+    with pytest.raises(CameraError, match="camera 'front': expected 56x56x3 uint8 .*, got 112x112x3 uint8"):
+        encoder.encode(frames(side=112), instruction())
+
+
+def test_an_instruction_that_cannot_be_encoded_leaves_the_encoder_usable(encoder: QwenEncoder) -> None:
+    with pytest.raises(PromptError):
+        encoder.encode(frames(), instruction("<|image_pad|>"))
+    assert encoder.encode(frames(), instruction()).seq == 1
+
+
+def test_features_that_are_not_finite_never_come_out(encoder: QwenEncoder) -> None:
+    with torch.no_grad():
+        encoder._backbone.language_model.norm.weight[3] = float("nan")
+    with pytest.raises(NonFiniteFeatures, match="features are NaN or infinite for frame 7"):
+        encoder.encode(frames(), instruction())
+
+
+def test_views_of_different_sizes_come_back_in_the_policys_order(
+    tmp_path: Path, write_policy: Callable[..., PolicySpec]
+) -> None:
+    sizes = {"a": (56, 56), "b": (112, 56), "c": (56, 56)}
+    write_policy(tmp_path, cameras=sizes, pooling=PoolingChoice(), head=HeadChoice())
+    rng = np.random.default_rng(0)
+    images = {name: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for name, size in sizes.items()}
+    together = load_encoder(tmp_path, "cpu", 1).encode(Frames(1, 1, images), instruction()).tokens
+    for row, name in enumerate(sizes):
+        write_policy(tmp_path, cameras={name: sizes[name]}, pooling=PoolingChoice(), head=HeadChoice())
+        alone = load_encoder(tmp_path, "cpu", 1).encode(Frames(1, 1, images), instruction()).tokens
+        np.testing.assert_allclose(together[row], alone[0], atol=1e-5)
+
+
+def test_any_camera_size_is_resized_to_the_policys_image_size(
+    tmp_path: Path, write_policy: Callable[..., PolicySpec]
+) -> None:
+    write_policy(tmp_path, cameras={"a": (48, 64), "b": (90, 160)}, image_size=(56, 84))
+    rng = np.random.default_rng(0)
+    images = {
+        "a": rng.integers(0, 256, (48, 64, 3), dtype=np.uint8),
+        "b": rng.integers(0, 256, (90, 160, 3), dtype=np.uint8),
+    }
+    assert load_encoder(tmp_path, "cpu", 1).encode(Frames(1, 1, images), instruction()).tokens.shape == (2, 32)
+
+
+def test_a_backbone_of_another_width_is_refused(policy_folder: Path) -> None:
+    edit_yaml(policy_folder, width=64, geometry="tiny", pooling={}, head={})
+    with pytest.raises(FileFault, match="policy.yaml says width 64, its backbone 'backbone' has 32"):
+        load_encoder(policy_folder, "cpu", 1, random_weights=True)
+
+
+def test_an_unknown_device_is_refused_with_the_alternatives(policy_folder: Path) -> None:
+    with pytest.raises(ValueError, match="use 'cpu', 'cuda' or 'cuda:N'"):
+        load_encoder(policy_folder, "meta", 1)

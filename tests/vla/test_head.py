@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from vla.head import HoldHead, RegressionHead
+
+STATES = ("lift", "turn", "grip")
+STATE = np.array([0.5, -1.25, 0.04])
+
+
+def head(**changes: object) -> RegressionHead:
+    torch.manual_seed(0)
+    options: dict[str, object] = {"hidden": 16} | changes
+    return RegressionHead(2, 4, STATES, ("turn", "lift"), 3, 0.1, **options).eval()  # type: ignore[arg-type]
+
+
+def tokens(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(2, 4)).astype(np.float32)
+
+
+def test_no_displacement_is_exactly_the_state_of_the_same_name() -> None:
+    still = head()
+    torch.nn.init.zeros_(still.out.weight)
+    torch.nn.init.zeros_(still.out.bias)
+    targets = still.act(tokens(), STATE, 100.0)
+    assert targets.dtype == np.float64
+    assert targets.tolist() == [[-1.25, 0.5]] * 3
+
+
+def test_targets_are_the_state_plus_the_displacement_in_physical_units() -> None:
+    acting = head()
+    acting.step_std.fill_(0.2)
+    acting.step_mean.fill_(0.01)
+    inputs = torch.from_numpy(tokens())[None], torch.from_numpy(STATE).float()[None], torch.tensor([100.0])
+    with torch.inference_mode():
+        normalised = acting(*inputs)[0].numpy()
+    expected = STATE[[1, 0]] + normalised * 0.2 + 0.01
+    np.testing.assert_allclose(acting.act(tokens(), STATE, 100.0), expected, atol=1e-6)
+
+
+def test_an_action_without_a_state_of_its_name_is_predicted_whole() -> None:
+    acting = RegressionHead(2, 4, STATES, ("suction",), 3, 0.1, hidden=16)
+    torch.nn.init.zeros_(acting.out.weight)
+    torch.nn.init.zeros_(acting.out.bias)
+    acting.step_mean.fill_(0.7)
+    np.testing.assert_allclose(acting.act(tokens(), STATE, 0.0), [[0.7]] * 3, atol=1e-7)
+
+
+def test_training_and_acting_agree_on_what_a_displacement_is() -> None:
+    acting = head()
+    acting.step_std.fill_(0.3)
+    state = torch.from_numpy(STATE).float()[None]
+    targets = torch.from_numpy(acting.act(tokens(), STATE, 50.0)).float()[None]
+    with torch.inference_mode():
+        predicted = acting(torch.from_numpy(tokens())[None], state, torch.tensor([50.0]))
+    torch.testing.assert_close(acting.displacement(state, targets), predicted, atol=1e-5, rtol=0)
+
+
+def test_features_state_and_age_all_matter() -> None:
+    acting = head()
+    base = acting.act(tokens(), STATE, 100.0)
+    assert not np.allclose(base, acting.act(tokens(1), STATE, 100.0))
+    assert not np.allclose(base, acting.act(tokens(), STATE, 600.0))
+    assert not np.allclose(base - STATE[[1, 0]], acting.act(tokens(), STATE + 0.1, 100.0) - (STATE + 0.1)[[1, 0]])
+
+
+def test_a_hold_head_returns_the_state_whatever_it_sees() -> None:
+    hold = HoldHead(STATES, ("turn", "lift"), 5, 0.1, "policy")
+    assert hold.act(np.full((1, 7), 1e9, dtype=np.float32), STATE, 300.0).tolist() == [[-1.25, 0.5]] * 5
+
+
+def test_a_hold_head_needs_a_state_for_every_action() -> None:
+    with pytest.raises(ValueError, match=r"actions \['suction'\] have no state of that name"):
+        HoldHead(STATES, ("turn", "suction"), 5, 0.1, "policy")
+
+
+def test_features_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expects feature tokens of shape \(2, 4\), got \(3, 4\)"):
+        head().act(np.zeros((3, 4), dtype=np.float32), STATE, 0.0)
+
+
+def test_the_controllers_imports_leave_the_language_model_out() -> None:
+    code = "import sys, vla.policy, vla.head; sys.exit('transformers' in sys.modules or 'tokenizers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

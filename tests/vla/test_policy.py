@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from control.messages import RobotSpec
+from tests.vla import squares
+from tests.vla.conftest import edit_yaml, frames, instruction, tiny_spec
+from vla import policy
+from vla.encoder import load_encoder
+from vla.errors import FileFault
+from vla.head import HoldHead, RegressionHead
+from vla.policy import HeadChoice, PolicySpec, PoolingChoice, identify, load_head, load_spec, verify
+
+
+def robot(**changes: object) -> RobotSpec:
+    fields: dict[str, object] = {
+        "name": "desk",
+        "cameras": {"front": (56, 56), "wrist": (56, 56), "side": (480, 640)},
+        "state_names": squares.STATES,
+        "action_names": squares.STATES,
+        "action_low": np.full(7, -1.0),
+        "action_high": np.full(7, 1.0),
+        "max_velocity": np.ones(7),
+        "action_period_s": 0.1,
+    }
+    return RobotSpec(**(fields | changes))  # type: ignore[arg-type]
+
+
+def test_a_policy_comes_back_as_it_was_saved(tmp_path: Path, write_policy: Callable[..., PolicySpec]) -> None:
+    spec = write_policy(tmp_path)
+    assert load_spec(tmp_path) == spec
+    assert verify(tmp_path) == spec
+    head = load_head(tmp_path)
+    assert isinstance(head, RegressionHead)
+    features = load_encoder(tmp_path, "cpu", 1).encode(frames(), instruction())
+    assert head.policy_id == features.policy_id == identify(tmp_path)
+    assert np.isfinite(head.act(features.tokens, np.zeros(7), 100.0)).all()
+
+
+def test_saving_again_gives_the_same_id_and_any_change_another(policy_folder: Path) -> None:
+    before = identify(policy_folder)
+    parts = {"head": load_spec(policy_folder).regression_head()}
+    state = load_file(policy_folder / "head.safetensors")
+    save_file(state, policy_folder / "head.safetensors")
+    assert len(before) == 12
+    for file in ("backbone/config.json", "policy.yaml"):
+        (policy_folder / file).write_text((policy_folder / file).read_text() + "\n")
+        assert identify(policy_folder) != before
+        before = identify(policy_folder)
+    assert policy.save(policy_folder, load_spec(policy_folder), parts) != before
+
+
+def test_random_weights_never_carry_the_id_of_the_trained_policy(policy_folder: Path) -> None:
+    head = load_head(policy_folder, random_weights=True)
+    encoder = load_encoder(policy_folder, "cpu", 1, random_weights=True)
+    assert isinstance(head, HoldHead)
+    assert head.policy_id == encoder.policy_id == identify(policy_folder, random_weights=True)
+    assert head.policy_id != load_head(policy_folder).policy_id
+
+
+def test_a_published_backbone_needs_no_files_but_the_yaml(tmp_path: Path) -> None:
+    spec = tiny_spec(backbone="Qwen/Qwen2.5-VL-3B-Instruct", pooling=PoolingChoice(), head=HeadChoice(kind="hold"))
+    parts = {"pool": spec.view_pooling(), "aggregate": spec.view_aggregation()}
+    assert policy.save(tmp_path, spec, parts) == load_head(tmp_path).policy_id
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.yaml"]
+    encoder = load_encoder(tmp_path, "cpu", 1, random_weights=True)
+    assert encoder.encode(frames(), instruction()).tokens.shape == (2, 32)
+
+
+def test_a_policy_says_everything_that_does_not_fit_a_robot() -> None:
+    spec = tiny_spec()
+    assert spec.fits(robot()) == []
+    other = robot(cameras={"front": (480, 640)}, state_names=("a",), action_period_s=0.05)
+    assert spec.fits(other) == [
+        "camera 'front' gives 480x640, the policy was trained at 56x56 (height x width)",
+        "the policy needs camera 'wrist', robot 'desk' has front",
+        "the policy's states are j1, j2, j3, j4, j5, j6, gripper; the robot's are a",
+        "the policy acts every 0.1 s, the robot every 0.05 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"horizn": 8}, "horizn: Extra inputs are not permitted"),
+        ({"horizon": "8"}, "horizon: Input should be a valid integer, got '8'"),
+        ({"cameras": {"front": [20, 56]}}, "cameras.front.0: Input should be greater than or equal to 28"),
+        ({"image_size": [60, 56]}, "image_size.0: Input should be a multiple of 28"),
+        ({"period_s": float("nan")}, "period_s"),
+        ({"cameras": {"a": [56, 56], "b": [112, 112]}}, "attention pooling needs one image size for all cameras"),
+    ],
+)
+def test_a_wrong_field_of_policy_yaml_is_named(policy_folder: Path, changes: dict, message: str) -> None:
+    edit_yaml(policy_folder, **changes)
+    with pytest.raises(FileFault, match="policy.yaml: .*" + message.replace("(", r"\(")):
+        load_spec(policy_folder)
+
+
+def test_a_folder_without_a_policy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileFault, match="policy.yaml is missing: expected a policy folder; likely a wrong path"):
+        load_head(tmp_path)
+
+
+def test_a_missing_backbone_is_named(tmp_path: Path) -> None:
+    spec = tiny_spec()
+    with pytest.raises(FileFault, match="backbone is missing: policy.yaml names it"):
+        policy.save(tmp_path, spec, {"head": spec.regression_head()})
+
+
+def test_a_truncated_head_is_named(policy_folder: Path) -> None:
+    file = policy_folder / "head.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(FileFault, match="head.safetensors: not a complete safetensors file.*interrupted copy"):
+        load_head(policy_folder)
+
+
+def test_a_missing_head_is_named(policy_folder: Path) -> None:
+    (policy_folder / "head.safetensors").unlink()
+    with pytest.raises(FileFault, match="head.safetensors is missing: expected the weights of pooling and head"):
+        load_head(policy_folder)
+
+
+def test_a_head_of_another_shape_is_named(policy_folder: Path) -> None:
+    edit_yaml(policy_folder, horizon=5)
+    with pytest.raises(FileFault, match=r"'head\.\w.*' expected shape \(.*\), got \(.*describes another policy"):
+        load_head(policy_folder)
+
+
+def test_weights_that_are_not_numbers_are_refused(policy_folder: Path) -> None:
+    file = policy_folder / "head.safetensors"
+    state = load_file(file)
+    state["head.out.bias"][0] = float("nan")
+    save_file(state, file)
+    with pytest.raises(FileFault, match="'head.out.bias' holds NaN or infinity"):
+        load_head(policy_folder)
+
+
+def test_a_diverged_policy_is_not_saved(tmp_path: Path) -> None:
+    spec = tiny_spec()
+    head = spec.regression_head()
+    torch.nn.init.constant_(head.out.bias, float("inf"))
+    with pytest.raises(FileFault, match="'head.out.bias' holds NaN or infinity: not saved"):
+        policy.save(tmp_path, spec, {"head": head})

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from control.messages import Frames
+from tests.vla import squares
+from tests.vla.conftest import instruction
+from vla.encoder import QwenEncoder, load_encoder
+from vla.learner import Collator, Learner
+from vla.policy import PolicySpec, PoolingChoice, load_head, load_spec, verify
+from vla.prompt import Prompter
+from vla.qwen import QwenBackbone
+from vla.train import train
+
+VIEWS, SIDE = 2, 56
+
+
+def run(folder: Path, **changes: object) -> tuple[dict[str, float], list[str]]:
+    lines: list[str] = []
+    options: dict[str, object] = {"steps": 3, "log": lines.append, "log_every": 1}
+    errors = train(
+        itertools.islice(squares.batches(1, 8, VIEWS, SIDE), 4),
+        list(itertools.islice(squares.batches(2, 8, VIEWS, SIDE), 1)),
+        folder,
+        squares.robot(VIEWS, SIDE),
+        squares.HORIZON,
+        squares.PERIOD_S,
+        squares.WORDINGS,
+        **(options | changes),  # type: ignore[arg-type]
+    )
+    return errors, lines
+
+
+def test_training_leaves_a_whole_policy_that_encodes_and_acts(tmp_path: Path) -> None:
+    errors, lines = run(tmp_path)
+    assert set(errors) == {"position_cm", "joint", "joint_mean", "cell"}
+    assert sum("samples/s" in line for line in lines) == 3
+    spec = verify(tmp_path)
+    assert spec.provenance["steps"] == 3 and spec.fits(squares.robot(VIEWS, SIDE)) == []
+    assert 0 <= spec.feature_age_ms[0] < spec.feature_age_ms[1] <= 600
+    batch = next(squares.batches(3, 1, VIEWS, SIDE))
+    captured = Frames(1, 1, {name: images[0] for name, images in batch.images.items()})
+    features = load_encoder(tmp_path, "cpu", 1).encode(captured, instruction(batch.instructions[0]))
+    assert load_head(tmp_path).act(features.tokens, batch.states[0].astype(np.float64), 0.0).shape == (8, 7)
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert size < 5_000_000
+
+
+def test_the_policy_acts_as_the_learner_that_was_trained(tiny: QwenBackbone, prompter: Prompter) -> None:
+    """The training path (one large batch) against the running path (encode, then act)."""
+    robot = squares.robot(VIEWS, SIDE)
+    spec = PolicySpec(
+        name="x", backbone="backbone", geometry="tiny", width=32, cameras=robot.cameras, state_names=robot.state_names,
+        action_names=robot.action_names, horizon=8, period_s=0.1, pooling=PoolingChoice(view="attention"),
+    )  # fmt: skip
+    learner = Learner(spec, tiny).eval()
+    batch = next(squares.batches(3, 4, VIEWS, SIDE))
+    learner.normalise_by([batch])
+    with torch.inference_mode():
+        steps = learner(Collator(spec, prompter)(batch)).steps
+    encoder = QwenEncoder(spec, tiny, prompter, learner.pool, learner.aggregate, "x", 1)
+    for sample in range(4):
+        captured = Frames(1, 1, {name: images[sample] for name, images in batch.images.items()})
+        features = encoder.encode(captured, instruction(batch.instructions[sample]))
+        state = batch.states[sample].astype(np.float64)
+        chunk = learner.head.act(features.tokens, state, float(batch.feature_age_ms[sample]))
+        wanted = state + (steps[sample] * learner.head.step_std + learner.head.step_mean).numpy()
+        np.testing.assert_allclose(chunk, wanted, atol=1e-4)
+
+
+def test_cells_and_offsets_come_from_the_pixel_place(tiny: QwenBackbone, prompter: Prompter) -> None:
+    spec = tiny_learner_spec()
+    learner = Learner(spec, tiny)
+    batch = next(squares.batches(3, 2, 1, 112))
+    batch.target_uv["view0"][:] = [[0.3, 0.9], [0.999, 0.0]]
+    cell, offset = learner.cells(Collator(spec, prompter)(batch))
+    assert cell.tolist() == [[3 * 4 + 1], [3]]
+    np.testing.assert_allclose(offset[0, 0], [0.3 * 4 - 1.5, 0.9 * 4 - 3.5], atol=1e-5)
+
+
+def tiny_learner_spec() -> PolicySpec:
+    robot = squares.robot(1, 112)
+    return PolicySpec(
+        name="x", backbone="backbone", geometry="tiny", width=32, cameras=robot.cameras, state_names=robot.state_names,
+        action_names=robot.action_names, horizon=8, period_s=0.1, pooling=PoolingChoice(view="attention"),
+    )  # fmt: skip
+
+
+def test_the_loss_falls_on_a_batch_that_is_seen_again_and_again(tmp_path: Path) -> None:
+    batch = next(squares.batches(1, 8, VIEWS, SIDE))
+    lines: list[str] = []
+    train(
+        [batch] * 40, [], tmp_path, squares.robot(VIEWS, SIDE), 8, 0.1, squares.WORDINGS, steps=40, log=lines.append,
+        log_every=10, seed=3,
+    )  # fmt: skip
+    chunk = [float(line.split("chunk ")[1].split()[0]) for line in lines if "chunk" in line]
+    assert chunk[-1] < 0.7 * chunk[0]
+
+
+def test_training_goes_on_from_a_policy_with_its_normalisation(tmp_path: Path) -> None:
+    run(tmp_path / "first")
+    run(tmp_path / "second", start_from=tmp_path / "first", steps=1, learning_rate=1e-6)
+    first, second = (load_head(tmp_path / name) for name in ("first", "second"))
+    torch.testing.assert_close(first.state_mean, second.state_mean)  # type: ignore[attr-defined]
+    torch.testing.assert_close(first.out.weight, second.out.weight, atol=1e-3, rtol=0)  # type: ignore[attr-defined]
+    assert first.policy_id != second.policy_id
+    assert load_spec(tmp_path / "second").provenance["steps"] == 1
+
+
+def test_going_on_from_a_policy_of_another_horizon_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(ValueError, match="it has horizon 8 at 0.1 s, asked for 4 at 0.1 s"):
+        train([], [], tmp_path, squares.robot(VIEWS, SIDE), 4, 0.1, (), steps=1, start_from=tmp_path)
+
+
+def test_batches_with_nan_end_training_with_the_reason(tmp_path: Path) -> None:
+    batch = next(squares.batches(1, 8, VIEWS, SIDE))
+    spoiled = next(squares.batches(2, 8, VIEWS, SIDE))
+    spoiled.targets[0, 0, 0] = np.nan
+    with pytest.raises(ArithmeticError, match="training diverged.*look for NaN in the batches"):
+        train([batch] * 40 + [spoiled], [], tmp_path, squares.robot(VIEWS, SIDE), 8, 0.1, squares.WORDINGS, steps=41,
+              log=lambda line: None)  # fmt: skip
