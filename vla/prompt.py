@@ -77,8 +77,8 @@ class Prompter:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._control_tokens = {index: text for text, index in tokenizer.get_added_vocab().items()}
-        by_text = tokenizer.get_added_vocab()
+        by_text: dict[str, int] = tokenizer.get_added_vocab()  # type: ignore[operator] - typed through __getattr__
+        self._control_tokens = {index: text for text, index in by_text.items()}
         missing = [text for text in (TURN_START, VISION_START, IMAGE_PAD) if text not in by_text]
         if missing:
             raise FileFault(

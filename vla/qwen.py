@@ -42,8 +42,8 @@ class QwenBackbone(nn.Module):
         super().__init__()
         self.visual: Any = model.visual  # transformers types submodules as Tensor | Module
         self.language_model: Any = model.language_model
-        self.config = model.config
-        self.width: int = model.config.text_config.hidden_size
+        self.config: Any = model.config  # nested configurations are typed as maps
+        self.width: int = self.config.text_config.hidden_size
         self._tables: dict[tuple[int, int], ImageTables] = {}
 
     @property
@@ -177,11 +177,11 @@ def _vision_attention(
     query, key = _rotate(query, tables).to(value.dtype), _rotate(key, tables).to(value.dtype)
     outputs = []
     for start, end, length in windows:
-        heads_first = [
+        query_w, key_w, value_w = (
             part[:, start:end].reshape(-1, length, attention.num_heads, part.shape[-1]).transpose(1, 2)
             for part in (query, key, value)
-        ]
-        attended = F.scaled_dot_product_attention(*heads_first, scale=attention.scaling)
+        )
+        attended = F.scaled_dot_product_attention(query_w, key_w, value_w, scale=attention.scaling)
         outputs.append(attended.transpose(1, 2).reshape(views, end - start, width))
     return attention.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1))
 

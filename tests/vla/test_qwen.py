@@ -8,7 +8,7 @@ from tests.vla.conftest import CPU
 from vla import weights
 from vla.preprocess import patches, published_patches
 from vla.prompt import Prompt, Prompter
-from vla.qwen import QwenBackbone
+from vla.qwen import QwenBackbone, image_tables
 
 SIZES = {
     "three equal": [(112, 112)] * 3,
@@ -102,3 +102,9 @@ def test_bfloat16_stays_near_float32(prompter: Prompter) -> None:
         exact = weights.random_weights("tiny", CPU, torch.float32)(images, prompt)
         half = weights.random_weights("tiny", CPU, torch.float32).to(torch.bfloat16)(images, prompt)
     assert torch.nn.functional.cosine_similarity(exact.flatten(), half.float().flatten(), dim=0) > 0.999
+
+
+def test_windows_of_one_size_share_one_attention_call() -> None:
+    tables = image_tables((364, 644), window_size=112, head_width=16, theta=10000.0, device=CPU)
+    assert [length for _, _, length in tables.windows] == [64, 48, 16, 12]
+    assert tables.windows[-1][1] == (364 // 14) * (644 // 14)
