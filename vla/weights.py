@@ -101,7 +101,7 @@ def geometry_config(name: str) -> Any:
 def random_weights(geometry: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> QwenBackbone:
     """An untrained model of this geometry; the same seed on the same device gives the same weights.
 
-    Deviations follow each layer's fan-in. The usual 0.02 keeps every block of a model 96 and 128 wide near zero: it found
+    Deviations follow the fan-in. The usual 0.02 keeps every block of a model 96 and 128 wide near zero: it found
     45 % of the image cells after 150 steps on two views of tests/vla/squares.py, where fan-in found 97 %.
     """
     config = geometry_config(geometry)

@@ -10,7 +10,7 @@ import torch
 from vla.head import HoldHead, RegressionHead
 
 STATES = ("lift", "turn", "grip")
-STATE = np.array([0.5, -1.25, 0.04])
+STATE = np.array([0.1, -1.3, 0.04])
 
 
 def head(**changes: object) -> RegressionHead:
@@ -29,7 +29,7 @@ def test_no_displacement_is_exactly_the_state_of_the_same_name() -> None:
     torch.nn.init.zeros_(still.out.bias)
     targets = still.act(tokens(), STATE, 100.0)
     assert targets.dtype == np.float64
-    assert targets.tolist() == [[-1.25, 0.5]] * 3
+    assert targets.tolist() == [[-1.3, 0.1]] * 3
 
 
 def test_targets_are_the_state_plus_the_displacement_in_physical_units() -> None:
@@ -71,7 +71,7 @@ def test_features_state_and_age_all_matter() -> None:
 
 def test_a_hold_head_returns_the_state_whatever_it_sees() -> None:
     hold = HoldHead(STATES, ("turn", "lift"), 5, 0.1, "policy")
-    assert hold.act(np.full((1, 7), 1e9, dtype=np.float32), STATE, 300.0).tolist() == [[-1.25, 0.5]] * 5
+    assert hold.act(np.full((1, 7), 1e9, dtype=np.float32), STATE, 300.0).tolist() == [[-1.3, 0.1]] * 5
 
 
 def test_a_hold_head_needs_a_state_for_every_action() -> None:
