@@ -26,8 +26,8 @@ HORIZON = 8  # rows of a trained chunk
 
 app = typer.Typer(
     name="saccade",
-    help="Run vision-language-action policies on robots: a slow encoder that looks, a 10 Hz loop that never waits for it.",
-    epilog="Exit codes: 0 done, 1 not possible now, 2 wrong usage or config, 3 ended in STOP, 4 a process died for good.",
+    help="Run vision-language-action policies on robots: a slow encoder looks, a 10 Hz loop never waits for it.",
+    epilog="Exit codes: 0 done, 1 not possible now, 2 wrong usage or config, 3 ended in STOP, 4 a process died.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -235,7 +235,7 @@ def train(
     batch_size: Annotated[int, typer.Option(min=2, max=1024)] = 32,
     seed: Annotated[int, typer.Option(help="Seed of scenes and weights.")] = 0,
 ) -> None:
-    """Train the embedded policy on the simulator: backbone, pooling and head, end to end, from nothing but this repository."""
+    """Train the embedded policy on the simulator: backbone, pooling and head, end to end, from nothing else."""
     import itertools
 
     import torch
@@ -262,6 +262,70 @@ def train(
     )
 
 
+@app.command(name="eval", rich_help_panel="Prepare")
+def evaluate(
+    config: ConfigOption = DEFAULT_CONFIG,
+    set_: SetOption = None,
+    episodes: Annotated[int, typer.Option(min=1, metavar="N", help="Seeded episodes at each feature age.")] = 40,
+    feature_age: Annotated[str, typer.Option(metavar="MS,MS", help="Feature ages to charge, in ms.")] = "100,300,600",
+    wordings: Annotated[str, typer.Option(help="seen in training, or unseen.")] = "unseen",
+    seed: Annotated[int, typer.Option(help="Seed of the list of episodes.")] = 1000,
+    report: ReportOption = None,
+) -> None:
+    """Success of a policy in the simulator, in lockstep, at any feature age: the same loop and safety gate as live."""
+    import torch
+    from rich.progress import track
+
+    from control.clock import FakeClock
+    from control.environment import environment
+    from sim import evaluate as judging
+    from sim import tasks
+    from sim.tabletop import TabletopRobot
+    from vla.encoder import load_encoder
+    from vla.policy import load_head
+
+    if wordings not in ("seen", "unseen"):
+        raise typer.BadParameter(f"--wordings takes seen or unseen, got '{wordings}'")
+    try:
+        ages_ms = [float(word) for word in feature_age.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"--feature-age takes numbers of ms like 100,300, got '{feature_age}'") from None
+    settings = _load(config, set_)
+    _check_policy(settings)
+    torch.set_num_threads(settings.encoder.threads)
+    folder = Path(settings.encoder.policy)
+    encoder, head = load_encoder(folder, settings.encoder.device, 1), load_head(folder)
+    clock = FakeClock()
+    robot = TabletopRobot(clock, **settings.robot.options)
+    robot.connect()
+    drawn = tasks.episodes(seed, episodes, wordings)
+    result = {"policy": head.policy_id, "wordings": wordings, "seed": seed, "success": {}} | environment()
+    for age_ms in ages_ms:
+        outcomes = [
+            judging.run_episode(
+                robot,
+                clock,
+                encoder,
+                head,
+                settings.loop_settings(),
+                seed=episode_seed,
+                task=task,
+                text=text,
+                feature_age_ms=age_ms,
+            )
+            for episode_seed, task, text in track(drawn, f"age {age_ms:g} ms", transient=True)
+        ]
+        row = result["success"][f"{age_ms:g}"] = judging.summarise(outcomes)
+        low, high = row["ci95"]
+        typer.echo(
+            f"feature age {age_ms:4g} ms: {row['successes']} of {row['episodes']} touched the named block"
+            f" ({low:.0%}-{high:.0%}), another one first {row['wrong_block_first']},"
+            f" median {row['time_s'] or float('nan'):.1f} s"
+        )
+    robot.close()
+    _write(report, result)
+
+
 def _load(config: Path, overrides: list[str] | None) -> Config:
     from control.config import load_config
 
@@ -273,14 +337,16 @@ def _check_policy(settings: Config) -> list[str]:
     from control.clock import MonotonicClock
     from control.errors import MismatchError
     from control.robots import REMOTE, make_robot
-    from vla.policy_spec import inspect
+    from vla.policy import identify, load_spec
 
-    policy = inspect(Path(settings.encoder.policy), settings.encoder.random_weights)
-    lines = [f"policy {policy.policy_id} ({policy.spec.name}): cameras {', '.join(policy.spec.cameras)}"]
+    folder = Path(settings.encoder.policy)
+    spec = load_spec(folder)
+    policy_id = identify(folder, settings.encoder.random_weights)
+    lines = [f"policy {policy_id} ({spec.name}): cameras {', '.join(spec.cameras)}"]
     if settings.robot.name == REMOTE:
         return [*lines, "robot: remote; its host is checked when it speaks"]
     robot = make_robot(settings.robot.name, MonotonicClock(), settings.robot.options)
-    problems = policy.spec.fits(robot.spec)
+    problems = spec.fits(robot.spec)
     if problems:
         raise MismatchError(
             f"policy {settings.encoder.policy} does not fit robot '{robot.spec.name}': " + "; ".join(problems)
@@ -321,7 +387,8 @@ def _write(report: Path | None, result: dict) -> None:
 
 def _log_to_stderr(name: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "OpenGL"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def main() -> None:

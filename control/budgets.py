@@ -12,7 +12,7 @@ def budgets(config: Config) -> list[str]:
     encode_ms = (fresh.hold_after_ms - period_ms) / 2
     full_speed_ms = (fresh.slow_after_ms - period_ms - camera_ms) / 2
     return [
-        f"control period {period_ms:g} ms, camera period {camera_ms:g} ms, robot host {1000 / config.robot.host_hz:g} ms",
+        f"periods: control {period_ms:g} ms, camera {camera_ms:g} ms, robot host {1000 / config.robot.host_hz:g} ms",
         f"feature age when healthy: 2 x encode + {period_ms + camera_ms:g} ms at most",
         f"encode may take {max(0, full_speed_ms):.0f} ms for full speed, {max(0, encode_ms):.0f} ms to run at all",
         f"features: slower from {fresh.slow_after_ms:g} ms, HOLD at {fresh.hold_after_ms:g} ms,"

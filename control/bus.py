@@ -1,8 +1,8 @@
 """Addresses and sockets: who binds what, newest-only reading, and commands with replies.
 
-Knows ZeroMQ, refuses to know what the messages mean. Nothing here blocks longer than the caller says: publishers drop for
-slow readers (SNDHWM bounds their memory: a stopped subscriber grew its publisher by 403 MB in 200 messages without it,
-measured), `Latest` conflates (HWM=1 alone delivered messages 3 s old), and LINGER is 0, so closing never waits.
+Knows ZeroMQ, refuses to know what the messages mean. Nothing here blocks longer than the caller says: publishers drop
+for slow readers (SNDHWM bounds their memory: a stopped subscriber grew its publisher by 403 MB in 200 messages without
+it, measured), `Latest` conflates (HWM=1 alone delivered messages 3 s old), and LINGER is 0, so closing never waits.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class BusAddress:
         host, _, port = rest.rpartition(":")
         if scheme != "tcp" or not host or not port.isdigit() or not 1024 <= int(port) <= 65000:
             raise BusError(
-                f"bus address '{base}': expected ipc://NAME, ipc:///FOLDER or tcp://HOST:PORT with a port in 1024..65000"
+                f"bus address '{base}': expected ipc://NAME, ipc:///FOLDER or tcp://HOST:PORT, port 1024..65000"
             )
         if host not in ("127.0.0.1", "localhost", "[::1]") and not self.allow_remote:
             raise BusError(
@@ -130,7 +130,8 @@ def _bind(socket: zmq.Socket, endpoint: str) -> Lease:
 
 
 class Publisher:
-    """Publishes one topic and never blocks. `queue` messages wait for each reader; what comes while they wait is dropped.
+    """Publishes one topic and never blocks. `queue` messages wait for each reader; what comes while they wait is
+    dropped.
 
     With `latch` a late reader gets the newest message as soon as `greet` or `send` runs after it connected.
     """

@@ -1,8 +1,8 @@
 """Time: the monotonic clock, a clock for tests and lockstep, and a pacer on an absolute grid.
 
-The only file that may sleep. Deadlines are grid points, start + n * period: relative sleep drifts (39 ms in 20 s, measured),
-and catching up after an overrun fires two commands within half a period, a 2-5 fold velocity step. So a late tick skips
-the grid points it missed, counts them, and keeps the phase.
+The only file that may sleep. Deadlines are grid points, start + n * period: relative sleep drifts (39 ms in 20 s,
+measured), and catching up after an overrun fires two commands within half a period, a 2-5 fold velocity step. So a late
+tick skips the grid points it missed, counts them, and keeps the phase.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class BusConfig(_Section):
 
 
 class RobotConfig(_Section):
-    """`name`: an installed robot (entry point group `saccade.robots`), or `remote`: a host that somebody else starts."""
+    """`name`: an installed robot (entry point `saccade.robots`), or `remote`: a host that somebody else starts."""
 
     name: str
     options: dict[str, Any] = {}  # given to the robot as keyword arguments

@@ -1,4 +1,4 @@
-"""What `run` shows a person: one status line that renews itself on a terminal, plain lines elsewhere, a table at the end."""
+"""What `run` shows a person: one live status line on a terminal, plain lines elsewhere, a table at the end."""
 
 from __future__ import annotations
 

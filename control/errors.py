@@ -1,4 +1,4 @@
-"""The errors a user meets. Each says what, expected, got and the likely cause; none needs a traceback to be understood."""
+"""The errors a user meets. Each says what, expected, got and likely cause, and is understood without a traceback."""
 
 
 class SaccadeError(Exception):

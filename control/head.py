@@ -20,7 +20,7 @@ class ActionHead(Protocol):
     def act(self, tokens: np.ndarray, state: np.ndarray, feature_age_ms: float) -> np.ndarray:
         """(H, A) float64 absolute targets in the unit of each action; row 0 is due one `period_s` from now.
 
-        `tokens` is (T, D) float32, `state` (S,) float64 in the order of `state_names`. Raises ValueError or RuntimeError
-        for inputs it cannot use.
+        `tokens` is (T, D) float32, `state` (S,) float64 in the order of `state_names`. Raises ValueError or
+        RuntimeError for inputs it cannot use.
         """
         ...

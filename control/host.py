@@ -1,8 +1,8 @@
 """The robot host process: drives one Robot, stamps what it measures, interpolates between targets, holds by itself.
 
-Knows the robot and the bus; refuses to know why a target was chosen. It follows an action only while the controller says
-RUN, the chunk is valid and the last action is younger than the watchdog; in every other case it holds. Positions are
-clipped once more to the robot's own limits: this process is the last one before the arm.
+Knows the robot and the bus; refuses to know why a target was chosen. It follows an action only while the controller
+says RUN, the chunk is valid and the last action is younger than the watchdog; in every other case it holds. Positions
+are clipped once more to the robot's own limits: this process is the last one before the arm.
 """
 
 from __future__ import annotations
@@ -113,12 +113,16 @@ class RobotHost:
             on_exit.callback(self.close)
             on_exit.callback(self._robot.close)
             self._robot.connect()
-            on_exit.callback(self._robot.hold)
+            on_exit.callback(self._hold_at_the_end)
             log.info("robot '%s' is ready: %s", self._spec.name, self._rates())
             pacer = Pacer(self._clock, self._periods_ns["host"])
             while not stopped():
                 pacer.wait()
                 self.step()
+
+    def _hold_at_the_end(self) -> None:
+        self._robot.hold()
+        log.info("the robot is held, with power on")
 
     def step(self) -> None:
         now_ns = self._clock.now_ns()

@@ -1,8 +1,8 @@
 """The control loop: one tick from the newest inputs to an action and a record of it. The whole system in one screen.
 
-Knows the order of things; refuses to know sockets (it is given inboxes and outboxes), processes and torch (it is given a
-head). A fault is a value with a reason that leads to HOLD, never an exception: the robot keeps its last target meanwhile.
-The same object runs live, and in lockstep on a simulated clock.
+Knows the order of things; refuses to know sockets (it is given inboxes and outboxes), processes and torch (it is given
+a head). A fault is a value with a reason that leads to HOLD, never an exception: the robot keeps its last target
+meanwhile. The same object runs live, and in lockstep on a simulated clock.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class ControlLoop:
         blind = set(spec.action_names) - set(spec.state_names)
         if blind and not self._settings.allow_unlimited:
             raise MismatchError(
-                f"robot '{spec.name}' does not measure its actions {sorted(blind)}, so their first step cannot be bounded;"
+                f"robot '{spec.name}' does not measure its actions {sorted(blind)}, so no first step is bounded;"
                 " add them to its state, or accept the risk with safety.allow_unlimited: true"
             )
         period_s = self._settings.period_ns / NS_PER_S

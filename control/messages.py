@@ -75,7 +75,8 @@ class Frames:
 class State:
     """The robot's own measurement of itself, named by `RobotSpec.state_names`.
 
-    `task_done` is the robot's own judgement of instruction `task_instruction_id`: a simulator knows, hardware says None.
+    `task_done` is the robot's own judgement of instruction `task_instruction_id`: a simulator knows, hardware says
+    None.
     """
 
     seq: int

@@ -1,7 +1,7 @@
 """The figures of a run, from the cycles and features on the bus. Actions are counted as actions, encodes as encodes.
 
-Everything before the first RUN cycle is start-up: it is stated as `startup_s` and in no other figure. Percentiles look at the
-newest hour at most, so that memory stays bounded; counts cover the whole run.
+Everything before the first RUN cycle is start-up: it is stated as `startup_s` and in no other figure. Percentiles look
+at the newest hour at most, so that memory stays bounded; counts cover the whole run.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class RunFigures:
             self._first = cycle
         else:
             self._missed += cycle.missed_ticks
+            if cycle.switch_ms is not None:  # the first one waited for the encoder to start: part of `startup_s`
+                self._switch_ms.append(cycle.switch_ms)
         self._cycles.append(cycle)
         self._limits.update(cycle.limits)
         if cycle.reason and cycle.mode is not Mode.RUN:
             self._reasons["".join("#" if c.isdigit() else c for c in cycle.reason)[:160]] += 1
-        if cycle.switch_ms is not None:
-            self._switch_ms.append(cycle.switch_ms)
 
     def add_features(self, features: Features) -> None:
         if self._first is None:
@@ -64,6 +64,11 @@ class RunFigures:
         self._encode_ms.append(features.encode_ms)
         for stage, value in features.stage_ms.items():
             self._encode_stages.setdefault(stage, deque(maxlen=_WINDOW)).append(value)
+
+    @property
+    def has_run(self) -> bool:
+        """Whether start-up is over: there was a RUN cycle."""
+        return self._first is not None
 
     @property
     def encode_hz(self) -> float | None:
@@ -167,6 +172,10 @@ def summary(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"feature age bound {report['feature_age_bound_ms']:.0f} ms (2 x slowest encode + period + camera period):"
             f" {report['feature_age_over_bound']} RUN cycles over it"
+        )
+    if report.get("episodes_judged"):
+        lines.append(
+            f"tasks done: {report['episodes_done']} of {report['episodes_judged']}, judged by the robot itself"
         )
     lines += [f"{count} cycles not in RUN: {reason}" for reason, count in report["reasons"].items()]
     return lines

@@ -1,6 +1,7 @@
 """Robots by name, through Python entry points: somebody's own arm is a small package of theirs.
 
-A package adds `[project.entry-points."saccade.robots"] my-arm = "my_arm:MyArm"`, where `MyArm(clock, **options)` is a Robot.
+A package adds `[project.entry-points."saccade.robots"] my-arm = "my_arm:MyArm"`, where `MyArm(clock, **options)` is a
+Robot.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def installed_robots() -> list[str]:
 
 
 def make_robot(name: str, clock: Clock, options: dict[str, Any]) -> Robot:
-    """The robot of that name, not yet connected. Raises RobotError naming the installed ones, or what is wrong with it."""
+    """The robot of that name, not yet connected. Raises RobotError naming the installed ones or the fault."""
     points = [point for point in entry_points(group=GROUP) if point.name == name]
     if not points:
         known = [*installed_robots(), REMOTE]

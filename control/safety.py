@@ -55,7 +55,7 @@ class Limits:
         workspace: dict[str, tuple[float, float]] | None = None,
         allow_unlimited: bool = False,
     ) -> Limits:
-        """The robot's limits, narrowed by `workspace` (action name -> low, high). Raises ValueError for unbounded ones."""
+        """The robot's limits, narrowed by `workspace` (action name -> low, high). ValueError for unbounded ones."""
         workspace = workspace or {}
         unknown = workspace.keys() - set(spec.action_names)
         if unknown:
@@ -109,7 +109,7 @@ def clip_position(targets: np.ndarray, low: np.ndarray, high: np.ndarray) -> tup
 def clip_velocity(
     targets: np.ndarray, last: np.ndarray, max_step: np.ndarray, speed: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Targets whose every step from the one before (row 0: from `last`) is at most `max_step`, then scaled by `speed`."""
+    """Targets whose every step from the one before (row 0: `last`) is at most `max_step`, then scaled by `speed`."""
     result = np.empty_like(targets)
     hit = np.zeros(targets.shape[1], dtype=bool)
     previous = last

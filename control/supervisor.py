@@ -1,7 +1,8 @@
 """The supervisor: starts the processes of a run, watches them, restarts the encoder, and ends everything in order.
 
-Knows processes and the operator's commands; refuses to know robots, models and torch. The robot is always held first: the
-controller is told to stop before anything is ended, and the robot host, which holds by its watchdog anyway, is ended last.
+Knows processes and the operator's commands; refuses to know robots, models and torch. The robot is always held first:
+the controller is told to stop before anything is ended, and the robot host, which holds by its watchdog anyway, is
+ended last.
 """
 
 from __future__ import annotations
@@ -202,14 +203,14 @@ class Supervisor:
                 return code
             self._operator.step(ready=self.figures.last is not None)
             now_s = time.monotonic()
-            if ends_s is None and self.figures.action_hz is not None and duration_s is not None:
+            if ends_s is None and duration_s is not None and self.figures.has_run:
                 ends_s = now_s + duration_s
             if (ends_s is not None and now_s >= ends_s) or (duration_s is None and self._operator.is_finished):
                 break
             if now_s >= status_s:
                 self._show_status(self.status_line())
                 status_s = now_s + _STATUS_PERIOD_S[self._is_terminal]
-            if now_s >= memory_s and self.figures.action_hz is not None:
+            if now_s >= memory_s and self.figures.has_run:
                 self._scheduling = self._scheduling or self._ask_scheduling()
                 for child in self._children.values():
                     child.measure_memory()

@@ -1,7 +1,7 @@
 """Nouns to bytes and back, with every limit. Knows nothing of who listens.
 
-One message is one msgpack map: `v` (wire version), `topic`, and the noun's fields. An array is `{dtype, shape, data}` with
-raw little-endian C-order bytes. Nothing on the wire is executable: no pickle, no extension types, no object arrays
+One message is one msgpack map: `v` (wire version), `topic`, and the noun's fields. An array is `{dtype, shape, data}`
+with raw little-endian C-order bytes. Nothing on the wire is executable: no pickle, no extension types, no object arrays
 (`np.ndarray(buffer, dtype="|O")` crashes the interpreter, so dtypes come from an allow-list), and every size is capped
 before memory is taken. Decoding checks form only; whether numbers are finite or fresh is the loop's to judge.
 """

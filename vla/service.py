@@ -1,7 +1,8 @@
 """The encoder process: newest frames and the instruction in, features out, as fast as it can.
 
 Owns the model and no robot, and keeps no session: what arrives is all it needs. The order at start-up is load, warm up,
-measure, announce. What it cannot encode is said once with its reason, and nothing is published; the loop sees the age grow.
+measure, announce. What it cannot encode is said once with its reason, and nothing is published; the loop sees the age
+grow.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def measure(encoder: Encoder) -> float:
 
 
 class EncoderService:
-    """Encodes every new frame under the newest instruction, and the newest frame at once when the instruction changes."""
+    """Encodes each new frame under the newest instruction, and the newest frame at once when that changes."""
 
     def __init__(self, encoder: Encoder, bus: BusAddress) -> None:
         self._encoder = encoder

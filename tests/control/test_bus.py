@@ -107,7 +107,7 @@ def test_a_taken_tcp_port_is_refused():
     [
         ("tcp://0.0.0.0:5550", "is open to the network"),
         ("tcp://192.168.0.7:5550", "is open to the network"),
-        ("tcp://127.0.0.1:80", "with a port in 1024..65000"),
+        ("tcp://127.0.0.1:80", "port 1024..65000"),
         ("udp://x", "expected ipc://NAME"),
         ("ipc://", "expected ipc://NAME"),
         ("ipc://" + "x" * 120, "is longer than 100 bytes"),

@@ -1,4 +1,3 @@
-
 import pytest
 
 from control.clock import NS_PER_MS, FakeClock, MonotonicClock, Pacer
@@ -76,5 +75,3 @@ def test_the_real_clock_holds_its_grid(rate_hz):
     assert (last.deadline_ns - first.deadline_ns) % round(1e9 / rate_hz) == 0
     assert last.deadline_ns - first.deadline_ns >= points * round(1e9 / rate_hz)
     assert clock.now_ns() >= last.deadline_ns
-
-

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import FixedHead, LoopRig, two_joint_spec
+from rig import FixedHead, LoopRig, two_joint_spec
 
 from control.errors import MismatchError
 from control.messages import Mode

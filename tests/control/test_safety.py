@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import two_joint_spec
+from rig import two_joint_spec
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

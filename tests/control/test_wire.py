@@ -3,7 +3,7 @@ import dataclasses
 import msgpack
 import numpy as np
 import pytest
-from conftest import two_joint_spec
+from rig import two_joint_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,7 +59,12 @@ def test_random_bytes_are_refused_with_a_wire_error(topic, data):
 
 
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8) | st.binary(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.binary(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )

@@ -1,0 +1,171 @@
+import time
+
+import numpy as np
+import pytest
+from rig import two_joint_spec
+
+from control.bus import Latest, Publisher
+from control.clock import NS_PER_MS, FakeClock
+from control.host import Follower, RobotHost
+from control.messages import ActionChunk, Instruction, Mode
+
+PERIOD_S = 0.1
+
+
+def chunk(clock, targets, mode=Mode.RUN, age_ms=0.0, valid_ms=None):
+    targets = np.array(targets, dtype=np.float64)
+    stamp_ns = clock.now_ns() - round(age_ms * NS_PER_MS)
+    valid_ns = round((100.0 * len(targets) if valid_ms is None else valid_ms) * NS_PER_MS)
+    return ActionChunk(1, stamp_ns, 1, 50.0, mode, targets, PERIOD_S, stamp_ns + valid_ns)
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def follower():
+    return Follower(two_joint_spec(), watchdog_ns=300 * NS_PER_MS)
+
+
+def test_targets_are_interpolated_in_straight_lines_from_where_the_arm_is(follower, clock):
+    follower.take(chunk(clock, [[0.1, 0.0], [0.3, 0.0]]), np.zeros(2), clock.now_ns())
+    path = []
+    for _ in range(9):
+        path.append(follower.target(clock.now_ns())[0])
+        clock.advance(25 * NS_PER_MS)
+    assert np.allclose(path, [0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3])
+
+
+def test_a_chunk_bridges_a_late_action_until_it_runs_out(follower, clock):
+    follower.take(chunk(clock, [[0.1, 0.0], [0.2, 0.0]]), np.zeros(2), clock.now_ns())
+    clock.advance(200 * NS_PER_MS)
+    assert np.allclose(follower.target(clock.now_ns()), [0.2, 0.0])
+    clock.advance(1 * NS_PER_MS)
+    assert follower.target(clock.now_ns()) is None
+    assert follower.reason == "the action chunk has run out"
+
+
+def test_the_watchdog_holds_after_its_time_even_inside_a_long_chunk(follower, clock):
+    follower.take(chunk(clock, [[0.1, 0.0]] * 20), np.zeros(2), clock.now_ns())
+    clock.advance(300 * NS_PER_MS)
+    assert follower.target(clock.now_ns()) is not None
+    clock.advance(1 * NS_PER_MS)
+    assert follower.target(clock.now_ns()) is None
+    assert follower.reason == "watchdog: no action for 300 ms"
+
+
+@pytest.mark.parametrize("mode", [Mode.INIT, Mode.HOLD, Mode.STOP])
+def test_no_mode_but_run_moves_the_robot(follower, clock, mode):
+    follower.take(chunk(clock, [[0.5, 0.5]], mode), np.zeros(2), clock.now_ns())
+    assert follower.target(clock.now_ns()) is None
+    assert follower.reason == f"controller is in {mode}"
+
+
+@pytest.mark.parametrize(
+    "bad", [[[np.nan, 0.0]], [[0.0, np.inf]], [[0.0, 0.0, 0.0]], np.empty((0, 2)), np.empty((1, 0))]
+)
+def test_a_malformed_action_is_never_followed(follower, clock, bad):
+    follower.take(chunk(clock, bad), np.zeros(2), clock.now_ns())
+    assert follower.target(clock.now_ns()) is None and follower.reason
+
+
+def test_an_action_from_the_future_is_not_followed(follower, clock):
+    follower.take(chunk(clock, [[0.1, 0.0]], age_ms=-50), np.zeros(2), clock.now_ns())
+    assert follower.target(clock.now_ns()) is None
+    assert "share one clock" in follower.reason
+
+
+def test_targets_are_clipped_once_more_to_the_robots_limits(follower, clock):
+    follower.take(chunk(clock, [[5.0, -5.0]]), np.zeros(2), clock.now_ns())
+    clock.advance(100 * NS_PER_MS)
+    assert np.allclose(follower.target(clock.now_ns()), [1.0, -2.0])
+
+
+class ScriptedRobot:
+    """Notes what the host asks of it."""
+
+    def __init__(self, spec=None):
+        self.spec = spec or two_joint_spec()
+        self.calls, self.position, self.begun = [], np.zeros(2), []
+
+    def connect(self):
+        self.calls.append("connect")
+
+    def read_state(self):
+        return self.position.copy()
+
+    def read_frames(self):
+        return {"front": np.zeros((28, 28, 3), np.uint8)}
+
+    def apply(self, targets):
+        self.position = targets.copy()
+        return targets
+
+    def hold(self):
+        self.calls.append("hold")
+
+    def close(self):
+        self.calls.append("close")
+
+    def begin(self, instruction):
+        self.begun.append(instruction.id)
+
+    def judge(self):
+        return True
+
+
+def stepped_until(host, condition, timeout_s=3.0):
+    ends = time.monotonic() + timeout_s
+    while time.monotonic() < ends:
+        host.step()
+        if condition():
+            return
+    raise AssertionError("did not happen in time")
+
+
+def test_the_host_publishes_spec_state_and_frames_and_follows_actions(bus):
+    robot = ScriptedRobot()
+    host = RobotHost(robot, bus)
+    actions, instructions = Publisher(bus, "action"), Publisher(bus, "instruction")
+    state, frames, spec = (Latest(bus, topic) for topic in ("state", "frames", "robot"))
+    got = {}
+
+    def collect():
+        got.update({name: noun for name, inbox in inboxes.items() if (noun := inbox.poll()) is not None})
+        return len(got) == 3
+
+    inboxes = {"state": state, "frames": frames, "robot": spec}
+    stepped_until(host, collect)
+    assert got["robot"].action_names == ("a", "b")
+    assert abs(got["state"].stamp_ns - time.monotonic_ns()) < 3e9
+    assert got["frames"].images["front"].shape == (28, 28, 3)
+
+    def moved():
+        now = time.monotonic_ns()
+        actions.send(ActionChunk(1, now, 1, None, Mode.RUN, np.array([[0.2, 0.1]]), 0.001, now + 10**9))
+        instructions.send(Instruction(1, now, 1, 4, "touch"))
+        return np.allclose(robot.position, [0.2, 0.1]) and robot.begun == [4]
+
+    stepped_until(host, moved)
+    stepped_until(host, lambda: "hold" in robot.calls)  # the watchdog: no more actions come
+    stepped_until(host, lambda: (one := state.poll()) is not None and one.task_instruction_id == 4)
+    for port in (actions, instructions, state, frames, spec, host):
+        port.close()
+
+
+def test_whatever_ends_the_host_the_robot_is_held_and_then_closed(bus):
+    robot = ScriptedRobot()
+    robot.read_frames = lambda: (_ for _ in ()).throw(RuntimeError("camera unplugged"))
+    with pytest.raises(RuntimeError, match="camera unplugged"):
+        RobotHost(robot, bus).run(lambda: False)
+    assert robot.calls == ["connect", "hold", "close"]
+
+
+def test_a_robot_whose_hold_fails_is_closed_all_the_same(bus):
+    robot = ScriptedRobot()
+    robot.hold = lambda: (_ for _ in ()).throw(RuntimeError("driver gone"))
+    with pytest.raises(RuntimeError, match="driver gone"):
+        RobotHost(robot, bus).run(lambda: True)
+    assert robot.calls[-1] == "close"

@@ -1,0 +1,279 @@
+"""The whole system: real processes, real sockets, the real simulator, the shipped policy."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from control.bus import BusAddress, CommandClient, Publisher, Subscriber
+from control.errors import CommandFailed
+from control.messages import State
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Run:
+    """`launch.py run` as a subprocess on a bus of its own."""
+
+    def __init__(self, *arguments: str, address: str | None = None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="saccade-run-"))
+        self.address = address or f"ipc://{self.folder}/bus"
+        self.report = self.folder / "report.json"
+        words = ["run", "--set", f"bus.address={self.address}", "--report", str(self.report), *arguments]
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "launch.py"), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=lambda: self.lines.extend(iter(self.process.stdout.readline, "")))
+        self._reader.start()
+        self.client = CommandClient(BusAddress(self.address))
+
+    def status(self) -> dict:
+        return self.client.request("status", answer_s=2.0).values
+
+    def wait_for(self, condition, timeout_s: float = 45.0):
+        """The first status that satisfies `condition`."""
+        ends = time.monotonic() + timeout_s
+        status: dict = {}
+        while time.monotonic() < ends:
+            assert self.process.poll() is None, f"the run ended: {self.text}"
+            try:
+                status = self.status()
+            except TimeoutError:
+                continue
+            if condition(status):
+                return status
+            threading.Event().wait(0.05)
+        raise AssertionError(f"did not happen within {timeout_s} s; last status {status}; output:\n{self.text}")
+
+    def children(self) -> dict[str, int]:
+        """Process ids by subcommand."""
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = entry.read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"--parent" in words and str(self.process.pid).encode() in words:
+                found[words[2].decode()] = int(entry.parent.name)
+        return found
+
+    def finish(self, timeout_s: float = 45.0) -> int:
+        try:
+            code = self.process.wait(timeout_s)
+        finally:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                for pid in self.children().values():
+                    os.kill(pid, signal.SIGKILL)
+        self._reader.join(5)
+        self.client.close()
+        return code
+
+    @property
+    def text(self) -> str:
+        return "".join(self.lines)
+
+    @property
+    def result(self) -> dict:
+        return json.loads(self.report.read_text())
+
+
+def is_gone(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return not status.exists() or "State:\tZ" in status.read_text()
+
+
+def test_four_processes_touch_the_named_block_and_report_how_it_went():
+    run = Run("--say", "touch the red block", "--duration", "9", "--seed", "3")
+    run.wait_for(lambda status: status["mode"] == "RUN")
+    children = run.children()
+    assert set(children) == {"robot", "encoder", "control"}
+    assert run.finish() == 0, run.text
+    report = run.result
+    assert report["task_done"] is True, run.text
+    assert report["instruction"] == "touch the red block"
+    assert report["modes"]["RUN"] >= 85 and report["encoder_restarts"] == 0
+    assert report["missed_ticks"] <= 2
+    assert report["feature_age_over_bound"] == 0
+    wanted = {"action_hz", "encode_hz", "lateness_ms", "cycle_ms", "stage_ms", "state_age_ms", "switch_ms", "startup_s"}
+    assert wanted | {"versions", "machine", "commit", "config", "encode_ms", "feature_age_ms", "cycles"} <= set(report)
+    assert set(report["stage_ms"]) == {"state", "features", "head", "safety", "publish"}
+    assert all(is_gone(pid) for pid in children.values())
+
+
+def test_the_running_controller_takes_commands_and_refuses_bad_ones():
+    run = Run("--say", "touch the green block")
+    try:
+        run.wait_for(lambda status: status["mode"] == "RUN")
+        reply = run.client.request("say", "touch the blue block")
+        assert reply.values["instruction_id"] == 2 and 0 < reply.values["switch_ms"] < 3000
+        for text in ("", "x" * 10_000):
+            with pytest.raises(CommandFailed, match="the instruction"):
+                run.client.request("say", text)
+        with pytest.raises(CommandFailed, match="unknown command 'dance'; known: say, status, stop, resume"):
+            run.client.request("dance")
+        run.client.request("stop")
+        assert run.wait_for(lambda status: status["mode"] == "STOP")["reason"] == "stopped by the operator"
+        assert run.client.request("resume").message.startswith("RUN")
+        status = run.wait_for(lambda status: status["mode"] == "RUN")
+        assert status["instruction"] == "touch the blue block"
+        second = Run("--say", "touch the red block", address=run.address)
+        assert second.finish() == 2
+        assert "another run is going on" in second.text and "Traceback" not in second.text
+        children = run.children()
+        began = time.monotonic()
+        run.process.send_signal(signal.SIGINT)
+        assert run.finish() == 0, run.text
+        assert time.monotonic() - began < 5.0
+        assert all(is_gone(pid) for pid in children.values())
+        assert "Traceback" not in run.text
+    finally:
+        if run.process.poll() is None:
+            run.process.terminate()
+            run.finish()
+
+
+def test_an_encoder_that_is_stopped_holds_and_one_that_is_killed_comes_back():
+    run = Run("--say", "touch the yellow block", "--set", "freshness.stop_after_ms=60000")
+    try:
+        run.wait_for(lambda status: status["mode"] == "RUN")
+        encoder = run.children()["encoder"]
+        os.kill(encoder, signal.SIGSTOP)
+        status = run.wait_for(lambda status: status["mode"] == "HOLD")
+        assert "past hold_after_ms 1000" in status["reason"]
+        os.kill(encoder, signal.SIGCONT)
+        run.wait_for(lambda status: status["mode"] == "RUN")
+        os.kill(encoder, signal.SIGKILL)
+        run.wait_for(lambda status: status["mode"] == "HOLD")
+        run.wait_for(lambda status: status["mode"] == "RUN")
+        assert run.children()["encoder"] != encoder
+    finally:
+        run.process.terminate()
+        assert run.finish() == 0, run.text
+    assert run.result["encoder_restarts"] == 1
+    assert "encoder was killed by SIGKILL: starting it again" in run.text
+
+
+@pytest.mark.parametrize("victim", ["control", "robot"])
+def test_a_dead_controller_or_robot_host_ends_the_run_with_the_robot_held(victim):
+    run = Run("--say", "touch the red block")
+    run.wait_for(lambda status: status["mode"] == "RUN")
+    children = run.children()
+    os.kill(children[victim], signal.SIGKILL)
+    assert run.finish() == 4, run.text
+    assert "ending the run with the robot held" in run.text
+    assert all(is_gone(pid) for pid in children.values())
+    if victim == "control":
+        assert "the robot is held, with power on" in run.text
+
+
+def test_a_supervisor_that_is_killed_leaves_no_orphan():
+    run = Run("--say", "touch the red block")
+    run.wait_for(lambda status: status["mode"] == "RUN")
+    children = run.children()
+    run.process.kill()
+    run.process.wait()
+    ends = time.monotonic() + 5
+    while time.monotonic() < ends and not all(is_gone(pid) for pid in children.values()):
+        threading.Event().wait(0.05)
+    assert all(is_gone(pid) for pid in children.values())
+
+
+def test_ending_in_stop_has_an_exit_code_of_its_own():
+    run = Run("--say", "touch the red block", "--duration", "4")
+    run.wait_for(lambda status: status["mode"] == "RUN")
+    run.client.request("stop")
+    assert run.finish() == 3, run.text
+
+
+def readme_block(name: str) -> str:
+    """The code block of README.md that follows the comment `<!-- name -->`."""
+    text = (ROOT / "README.md").read_text()
+    return text.partition(f"<!-- {name} -->")[2].partition("```")[2].partition("\n")[2].partition("```")[0]
+
+
+def test_the_remote_host_of_the_readme_is_driven_over_the_public_wire(tmp_path):
+    port = 43150
+    script = tmp_path / "host.py"
+    script.write_text(readme_block("remote-host").replace("5550", str(port)))
+    host = subprocess.Popen([sys.executable, "-I", str(script)], stdout=subprocess.PIPE, text=True)
+    try:
+        address = f"tcp://127.0.0.1:{port}"
+        run = Run("--say", "touch the red block", "--set", "robot.name=remote", "--duration", "3", address=address)
+        states = Subscriber(BusAddress(address), "state", newest_only=True)
+        run.wait_for(lambda status: status["mode"] == "RUN")
+        first = states.poll(2000).values
+        assert run.finish() == 0, run.text
+        assert np.abs(states.poll(2000).values - first).max() > 0.02
+        states.close()
+        assert set(run.result["modes"]) == {"INIT", "RUN", "HOLD", "STOP"} and run.result["modes"]["RUN"] > 20
+        assert run.result["task_done"] is None
+    finally:
+        host.kill()
+        host.wait()
+
+
+def test_nan_and_garbage_in_the_state_hold_the_arm_with_a_reason(tmp_path):
+    """A robot host that first speaks well, then sends NaN, then garbage, on the real sockets of a real run."""
+    from sim.tabletop import TabletopRobot
+
+    from control.clock import FakeClock
+
+    address = f"ipc://{tempfile.mkdtemp(prefix='saccade-run-')}/bus"
+    bus = BusAddress(address)
+    robot = TabletopRobot(FakeClock())
+    robot.connect()
+    spec_out, state_out, frames_out = Publisher(bus, "robot", latch=True), Publisher(bus, "state"), None
+    from control.messages import Frames
+
+    frames_out = Publisher(bus, "frames")
+    images, values = robot.read_frames(), robot.read_state()
+    feed, stop = {"values": values}, threading.Event()
+
+    def speak():
+        seq = 0
+        while not stop.wait(0.02):
+            seq += 1
+            spec_out.send(robot.spec)
+            frames_out.send(Frames(seq, time.monotonic_ns(), images))
+            if feed["values"] is not None:
+                state_out.send(State(seq, time.monotonic_ns(), feed["values"]))
+            else:
+                state_out._socket.send(os.urandom(80))
+
+    speaker = threading.Thread(target=speak)
+    speaker.start()
+    run = Run("--say", "touch the red block", "--set", "robot.name=remote", address=address)
+    try:
+        run.wait_for(lambda status: status["mode"] == "RUN")
+        feed["values"] = np.where(np.arange(7) == 2, np.nan, values)
+        status = run.wait_for(lambda status: status["mode"] == "HOLD")
+        assert status["reason"] == "the state of elbow is nan: sensor or driver fault"
+        feed["values"] = None
+        status = run.wait_for(lambda status: "robot host stalled" in status["reason"])
+        assert "expected one msgpack map" in status["reason"] or "wire version" in status["reason"], status
+        feed["values"] = values
+        run.wait_for(lambda status: status["mode"] == "RUN")
+    finally:
+        run.process.terminate()
+        code = run.finish()
+        stop.set()
+        speaker.join()
+        for port in (spec_out, state_out, frames_out):
+            port.close()
+    assert code == 0
