@@ -65,12 +65,14 @@ def run(
     report: ReportOption = None,
 ) -> None:
     """Start robot, encoder and controller, watch them, and end them in order on Ctrl-C or SIGTERM."""
+    from control.child import Child, python_command
     from control.console import RunConsole
     from control.environment import environment
     from control.host import stop_on_signals
     from control.report import RunFigures
     from control.robots import REMOTE
-    from control.supervisor import Child, Operator, Supervisor, python_command
+    from control.script import Script
+    from control.supervisor import Supervisor
 
     if say and episodes:
         raise typer.BadParameter("--say and --episodes exclude each other")
@@ -100,11 +102,11 @@ def run(
     ]
     figures = RunFigures(1000 / settings.control.rate_hz, 1000 / settings.robot.camera_hz, started_ns)
     console = RunConsole()
-    operator = Operator(bus, texts, episode_s if episodes else float("inf"))
+    script = Script(bus, texts, episode_s if episodes else float("inf"))
     supervisor = Supervisor(
         bus,
         children,
-        operator,
+        script,
         figures,
         max_encoder_restarts=settings.run.max_encoder_restarts,
         restart_backoff_s=settings.run.restart_backoff_s,

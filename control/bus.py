@@ -1,4 +1,4 @@
-"""Addresses and sockets: who binds what, newest-only reading, and commands with replies.
+"""Sockets: publishing without waiting, newest-only reading, and commands with replies.
 
 Knows ZeroMQ, refuses to know what the messages mean. Nothing here blocks longer than the caller says: publishers drop
 for slow readers (SNDHWM bounds their memory: a stopped subscriber grew its publisher by 403 MB in 200 messages without
@@ -7,114 +7,15 @@ it, measured), `Latest` conflates (HWM=1 alone delivered messages 3 s old), and 
 
 from __future__ import annotations
 
-import fcntl
-import os
-import tempfile
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import zmq
 
+from control.address import BusAddress, Lease
 from control.errors import BusError, CommandFailed, NotRunning, WireError
 from control.messages import Command, Reply
 from control.wire import decode, encode, max_bytes
-
-# topic -> the process that binds it; the order fixes the tcp ports
-OWNERS = {
-    "robot": "robot",
-    "frames": "robot",
-    "state": "robot",
-    "features": "encoder",
-    "instruction": "controller",
-    "action": "controller",
-    "cycle": "controller",
-    "command": "controller",
-}
-_MAX_IPC_PATH = 100  # the kernel allows 107 bytes
-
-
-@dataclass(frozen=True, slots=True)
-class BusAddress:
-    """Where the topics live: `ipc://NAME` or `ipc:///DIR` (one machine, this user only), or `tcp://HOST:PORT` (a port a
-    topic, counted up from PORT). `encoder` may name another tcp address for the one process that may be remote.
-
-    Anyone who reaches a tcp port can command the robot: hosts other than loopback need `allow_remote`.
-    """
-
-    address: str = "ipc://saccade"
-    encoder: str | None = None
-    allow_remote: bool = False
-
-    def __post_init__(self) -> None:
-        for topic in OWNERS:
-            self.endpoint(topic)
-
-    def endpoint(self, topic: str) -> str:
-        base = self.encoder if self.encoder and OWNERS[topic] == "encoder" else self.address
-        scheme, _, rest = base.partition("://")
-        if scheme == "ipc" and rest:
-            path = ipc_folder(rest) / topic
-            if len(str(path).encode()) > _MAX_IPC_PATH:
-                raise BusError(f"bus address '{base}': its socket path {path} is longer than {_MAX_IPC_PATH} bytes")
-            return f"ipc://{path}"
-        host, _, port = rest.rpartition(":")
-        if scheme != "tcp" or not host or not port.isdigit() or not 1024 <= int(port) <= 65000:
-            raise BusError(
-                f"bus address '{base}': expected ipc://NAME, ipc:///FOLDER or tcp://HOST:PORT, port 1024..65000"
-            )
-        if host not in ("127.0.0.1", "localhost", "[::1]") and not self.allow_remote:
-            raise BusError(
-                f"bus address '{base}' is open to the network, and whoever reaches it can command the robot;"
-                " use tcp://127.0.0.1:PORT, or set bus.allow_remote: true on a network you trust"
-            )
-        return f"tcp://{host}:{int(port) + list(OWNERS).index(topic)}"
-
-
-def ipc_folder(name: str) -> Path:
-    """The folder of the sockets of `ipc://NAME`; private to this user."""
-    if name.startswith("/"):
-        return Path(name)
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    base = Path(runtime) if runtime else Path(tempfile.gettempdir()) / f"saccade-{os.getuid()}"
-    return base / name
-
-
-class Lease:
-    """Holds an endpoint for this process. ZeroMQ itself would silently take over an ipc path that is in use.
-
-    The kernel gives the lock back when the process ends, however it ends.
-    """
-
-    def __init__(self, endpoint: str) -> None:
-        self._file = None
-        if not endpoint.startswith("ipc://"):
-            return
-        path = Path(endpoint.removeprefix("ipc://") + ".lock")
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        owner = path.parent.stat().st_uid
-        if owner != os.getuid():
-            raise BusError(f"bus folder {path.parent} belongs to user {owner}, not to you; choose another bus address")
-        self._file = open(path, "a+")  # noqa: SIM115 - held until release
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "unknown"
-            self._file.close()
-            raise BusError(
-                f"bus address {endpoint} is in use by process {holder}: another run is going on;"
-                " stop it, or give this one its own with --set bus.address=ipc://NAME"
-            ) from None
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
-
-    def release(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def _bind(socket: zmq.Socket, endpoint: str) -> Lease:

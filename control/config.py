@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from control.bus import BusAddress
+from control.address import BusAddress
 from control.clock import NS_PER_MS, NS_PER_S
 from control.errors import BusError, ConfigError
 from control.loop import LoopSettings
@@ -28,7 +28,7 @@ class _Section(BaseModel):
 
 
 class BusConfig(_Section):
-    """Where the processes meet; see control/bus.py."""
+    """Where the processes meet; see control/address.py."""
 
     address: str = "ipc://saccade"
     encoder: str | None = None

@@ -12,7 +12,8 @@ import os
 import resource
 from collections.abc import Callable
 
-from control.bus import BusAddress, CommandServer, Latest, Publisher
+from control.address import BusAddress
+from control.bus import CommandServer, Latest, Publisher
 from control.clock import NS_PER_MS, NS_PER_S, MonotonicClock, Pacer
 from control.head import ActionHead
 from control.loop import ControlLoop, LoopSettings, Ports

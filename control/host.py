@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from control.bus import BusAddress, Latest, Publisher
+from control.address import BusAddress
+from control.bus import Latest, Publisher
 from control.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock, Pacer
 from control.messages import ActionChunk, Frames, Instruction, Mode, RobotSpec, State
 from control.robot import Judge, Robot

@@ -7,21 +7,17 @@ meanwhile. The same object runs live, and in lockstep on a simulated clock.
 
 from __future__ import annotations
 
-import statistics
-from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from control.cache import FeatureCache
 from control.clock import NS_PER_MS, NS_PER_S, Clock, Tick
 from control.errors import MismatchError
 from control.head import ActionHead
-from control.messages import ActionChunk, Cycle, Features, Instruction, Mode, RobotSpec, State
+from control.messages import ActionChunk, Cycle, Instruction, Mode, RobotSpec, State
 from control.safety import MAX_BAD_TARGETS, Freshness, Gated, Limits, find_bad_target, gate, next_mode
-from control.wire import MAX_INSTRUCTION_CHARS
-
-_ENCODES_REMEMBERED = 15
 
 
 class Inbox(Protocol):
@@ -67,37 +63,36 @@ class ControlLoop:
 
     def __init__(self, clock: Clock, head: ActionHead, settings: LoopSettings, ports: Ports, session: int) -> None:
         self._clock, self._head, self._settings, self._ports = clock, head, settings, ports
-        self.session = session
+        period_ms = settings.period_ns / NS_PER_MS
+        self._cache = FeatureCache(session, head.policy_id, settings.freshness, period_ms, settings.switch_max_ms)
         self.mode = Mode.INIT
         self.reason = "waiting for the robot host"
-        self.acting: Instruction | None = None
-        self.pending: Instruction | None = None
         self.spec: RobotSpec | None = None
         self._limits: Limits | None = None
         self._state: State | None = None
-        self._features: Features | None = None
-        self._refused = ""  # why the newest features were not taken
         self._commanded: np.ndarray | None = None
         self._bad_targets = 0
-        self._encode_ms: deque[float] = deque(maxlen=_ENCODES_REMEMBERED)
         self._stop_request = ""
         self._resume_request = False
         self._latched = ""  # why STOP was entered
         self._said_ns: int | None = None  # when the instruction was said whose first action is still to come
         self._seq = 0
 
+    @property
+    def acting(self) -> Instruction | None:
+        return self._cache.acting
+
+    @property
+    def pending(self) -> Instruction | None:
+        return self._cache.pending
+
     def say(self, text: str) -> Instruction:
-        """Take a new instruction; it replaces one still pending. Raises ValueError for text that is no instruction."""
-        text = " ".join(text.split())
-        if not text:
-            raise ValueError('the instruction is empty; say what to do, for example "touch the red block"')
-        if len(text) > MAX_INSTRUCTION_CHARS:
-            raise ValueError(f"the instruction has {len(text)} characters, expected at most {MAX_INSTRUCTION_CHARS}")
-        newest = self.pending or self.acting
-        self._said_ns = self._clock.now_ns()
-        self.pending = Instruction(0, self._said_ns, self.session, newest.id + 1 if newest else 1, text)
-        self._ports.instruction.send(self.pending)
-        return self.pending
+        """Take a new instruction and tell the encoder at once. Raises ValueError for text that is no instruction."""
+        now_ns = self._clock.now_ns()
+        instruction = self._cache.say(text, now_ns)
+        self._said_ns = now_ns
+        self._ports.instruction.send(instruction)
+        return instruction
 
     def stop(self, reason: str) -> None:
         self._stop_request = reason
@@ -110,37 +105,38 @@ class ControlLoop:
         self._read_robot()
         state_fault = self._read_state(began_ns)
         state_ns = self._clock.now_ns()
-        self._read_features(began_ns)
-        age_ms = self._feature_age_ms(began_ns)
-        speed, features_fault, stop = self._judge_features(began_ns, age_ms)
+        cache = self._cache
+        cache.take(self._ports.features.poll(), began_ns)
+        age_ms = cache.age_ms(began_ns)
+        verdict = cache.judge(began_ns, is_starting=self.mode is Mode.INIT)
         features_ns = self._clock.now_ns()
 
-        fault = state_fault or self._missed_fault(tick) or features_fault
-        stop = self._stop_request or stop
+        fault = state_fault or self._missed_fault(tick) or verdict.fault
+        stop = self._stop_request or verdict.stop
         targets, gated = None, Gated(np.empty((0, 0)), (), "")
         if not fault and not stop and (self.mode is not Mode.STOP or self._resume_request):
-            assert self._features is not None and self._state is not None and age_ms is not None
-            targets, fault = self._ask_head(self._features.tokens, self._state.values, age_ms)
+            assert cache.features is not None and self._state is not None and age_ms is not None
+            targets, fault = self._ask_head(cache.features.tokens, self._state.values, age_ms)
         head_ns = self._clock.now_ns()
         if targets is not None:
             assert self.spec is not None and self._limits is not None and self._state is not None
             last = self._last_commanded(self.spec, self._limits, self._state)
-            gated = gate(self._resample(targets, last), last, self._limits, speed)
+            gated = gate(self._resample(targets, last), last, self._limits, verdict.speed)
             fault = gated.fault
         self._bad_targets = self._bad_targets + 1 if fault.startswith("the head") else 0
         if self._bad_targets >= MAX_BAD_TARGETS:
             stop = f"{self._bad_targets} bad outputs of the head in a row: {fault}"
-        self._change_mode(fault, stop, speed, age_ms)
+        self._change_mode(fault, stop, verdict.speed, age_ms)
         safety_ns = self._clock.now_ns()
 
         chunk = self._chunk(began_ns, age_ms, gated)
         self._ports.action.send(chunk)
         published_ns = self._clock.now_ns()
         switch_ms = None
-        if self._said_ns is not None and self.pending is None and self.mode is Mode.RUN:
+        if self._said_ns is not None and cache.pending is None and self.mode is Mode.RUN:
             switch_ms = (published_ns - self._said_ns) / NS_PER_MS
             self._said_ns = None
-        if newest := self.pending or self.acting:
+        if newest := cache.newest_instruction:
             self._ports.instruction.send(newest)
         marks = (began_ns, state_ns, features_ns, head_ns, safety_ns, published_ns)
         cycle = self._record(tick, marks, age_ms, gated, switch_ms)
@@ -196,79 +192,6 @@ class ControlLoop:
             index = int(np.flatnonzero(~np.isfinite(values))[0])
             return f"the state of {names[index]} is {values[index]}: sensor or driver fault"
         return ""
-
-    def _read_features(self, now_ns: int) -> None:
-        """Take the newest features if they are of this session, this policy, and the acting or pending instruction."""
-        features = self._ports.features.poll()
-        if features is None:
-            return
-        wanted = [item.id for item in (self.pending, self.acting) if item is not None]
-        if features.session != self.session or features.instruction_id not in wanted:
-            return
-        if features.policy_id != self._head.policy_id:
-            self._refused = (
-                f"features of policy {features.policy_id} refused, the head is of {self._head.policy_id}:"
-                " encoder and controller were started with different policy folders"
-            )
-            return
-        if not np.isfinite(features.tokens).all() or not features.tokens.size:
-            self._refused = "features with NaN, infinity or nothing in them refused: encoder fault"
-            return
-        if features.frame_stamp_ns > now_ns + NS_PER_MS:
-            self._refused = "features stamped in the future refused: robot host and controller must share one clock"
-            return
-        old = self._features
-        if old is not None and features.instruction_id == old.instruction_id:
-            if features.frame_stamp_ns < old.frame_stamp_ns:
-                return  # an older one, sent again to a late reader
-            if features.seq == old.seq and features.encoder_epoch == old.encoder_epoch:
-                return
-        self._refused = ""
-        self._features = features
-        self._encode_ms.append(features.encode_ms)
-        if self.pending is not None and features.instruction_id == self.pending.id:
-            self.acting, self.pending = self.pending, None
-
-    def _feature_age_ms(self, now_ns: int) -> float | None:
-        """Age of the oldest view inside the features in use."""
-        if self._features is None:
-            return None
-        oldest = max(self._features.view_age_ms.values(), default=0.0)
-        return (now_ns - self._features.frame_stamp_ns) / NS_PER_MS + oldest
-
-    def _judge_features(self, now_ns: int, age_ms: float | None) -> tuple[float, str, str]:
-        """Speed in 0..1, the fault that leads to HOLD, and the reason for STOP."""
-        fresh = self._settings.freshness
-        if self.acting is None or age_ms is None:
-            if self.pending is None:
-                return 0.0, "no instruction yet; give one with `say`", ""
-            return 0.0, f"waiting for the first features of instruction {self.pending.id}{_because(self._refused)}", ""
-        because = _because(self._refused)
-        if age_ms > fresh.stop_after_ms and self.mode is not Mode.INIT:
-            return 0.0, "", f"features {age_ms:.0f} ms old, past stop_after_ms {fresh.stop_after_ms:g}{because}"
-        if age_ms >= fresh.hold_after_ms:
-            return 0.0, f"features {age_ms:.0f} ms old, past hold_after_ms {fresh.hold_after_ms:g}{because}", ""
-        if self.pending is not None and self._said_ns is not None:
-            waited_ms = (now_ns - self._said_ns) / NS_PER_MS
-            if waited_ms > self._settings.switch_max_ms:
-                late = (
-                    f"instruction {self.pending.id} has no features after {waited_ms:.0f} ms: encoder slow or stopped"
-                )
-                return 0.0, late + because, ""
-        if self.mode is Mode.INIT:
-            period_ms = self._settings.period_ns / NS_PER_MS
-            encode_ms = statistics.median(self._encode_ms)
-            bound_ms = 2 * encode_ms + period_ms
-            if bound_ms > fresh.hold_after_ms:
-                return (
-                    0.0,
-                    (
-                        f"hold_after_ms {fresh.hold_after_ms:g} is under 2 x encode ({encode_ms:.0f}) + period ({period_ms:.0f})"
-                        f" = {bound_ms:.0f} ms and would flap between RUN and HOLD; raise freshness.hold_after_ms"
-                    ),
-                    "",
-                )
-        return fresh.speed(age_ms), "", ""
 
     def _missed_fault(self, tick: Tick) -> str:
         if tick.missed <= self._settings.max_missed_ticks:
@@ -329,7 +252,7 @@ class ControlLoop:
         self, tick: Tick, marks: tuple[int, ...], age_ms: float | None, gated: Gated, switch_ms: float | None
     ) -> Cycle:
         stages = ("state", "features", "head", "safety", "publish")
-        state, features = self._state, self._features
+        state, features = self._state, self._cache.features
         return Cycle(
             seq=self._seq,
             stamp_ns=marks[0],

@@ -7,147 +7,24 @@ ended last.
 
 from __future__ import annotations
 
-import logging
-import os
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-from control.bus import BusAddress, CommandClient, Lease, Subscriber
+from control.address import BusAddress, Lease
+from control.bus import CommandClient, Subscriber
+from control.child import Child
 from control.errors import SaccadeError
-from control.messages import Cycle, Mode
+from control.messages import Mode
 from control.report import RunFigures
-
-log = logging.getLogger("run")
+from control.script import Script
 
 EXIT_DONE, EXIT_USAGE, EXIT_STOPPED, EXIT_DIED = 0, 2, 3, 4
 _STATUS_PERIOD_S = {True: 0.25, False: 5.0}  # on a terminal, and in a log
 _ANSWER_S, _CONTROLLER_S, _ROBOT_S, _ENCODER_S = 0.4, 1.2, 1.5, 0.8  # the end of a run: 3.9 s at most
 _STABLE_S = 30.0  # an encoder that ran this long starts again with the shortest pause
-
-
-@dataclass(slots=True)
-class Child:
-    """One subprocess in a process group of its own, so that Ctrl-C in the terminal reaches only the supervisor."""
-
-    name: str
-    command: Sequence[str]
-    process: subprocess.Popen[str] = field(init=False)
-    started_s: float = 0.0
-    rss_mb: list[float] = field(default_factory=list)  # first, newest, largest
-
-    def start(self, show: Callable[[str], None]) -> None:
-        self.started_s = time.monotonic()
-        self.process = subprocess.Popen(
-            [*self.command, "--parent", str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        threading.Thread(target=self._forward, args=(self.process, show), daemon=True).start()
-
-    def _forward(self, process: subprocess.Popen[str], show: Callable[[str], None]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            show(f"{self.name:>10} | {line.rstrip()}")
-
-    def is_running(self) -> bool:
-        process = getattr(self, "process", None)  # unset until the first start
-        return process is not None and process.poll() is None
-
-    def end(self, patience_s: float) -> None:
-        """SIGTERM, then SIGKILL to the whole group."""
-        if not self.is_running():
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            log.warning("%s did not end within %g s: killed", self.name, patience_s)
-            self._kill_group()
-
-    def _kill_group(self) -> None:
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        self.process.wait(1.0)
-
-    def measure_memory(self) -> None:
-        try:
-            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        except (OSError, IndexError):
-            return  # it has just ended, or this system has no /proc
-        now_mb = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-        first, largest = (self.rss_mb[0], self.rss_mb[2]) if self.rss_mb else (now_mb, now_mb)
-        self.rss_mb = [first, now_mb, max(now_mb, largest)]
-
-
-@dataclass(slots=True)
-class Episode:
-    """One instruction of a run and what became of it, as the robot itself judged."""
-
-    text: str
-    instruction_id: int = 0
-    done: bool | None = None
-    done_s: float | None = None
-    switch_ms: float | None = None
-    error: str = ""
-
-
-class Operator:
-    """Says the run's instructions, one every `every_s`, and notes the robot's judgement of each."""
-
-    def __init__(self, bus: BusAddress, texts: Sequence[str], every_s: float) -> None:
-        self._client = CommandClient(bus)
-        self._texts, self._every_s = list(texts), every_s
-        self.episodes: list[Episode] = []
-        self._request_id = 0
-        self._said_s = 0.0
-
-    def step(self, ready: bool) -> None:
-        while reply := self._client.receive():
-            if reply.request_id != self._request_id:
-                continue
-            episode = self.episodes[-1]
-            episode.error = reply.message if reply.outcome == "failed" else episode.error
-            if reply.outcome == "accepted":
-                episode.instruction_id = int(reply.message.rpartition(" ")[2])
-        due = not self.episodes or time.monotonic() - self._said_s >= self._every_s
-        if ready and due and self._texts:
-            text = self._texts.pop(0)
-            self.episodes.append(Episode(text))
-            self._request_id, self._said_s = self._client.send("say", text), time.monotonic()
-
-    def see(self, cycle: Cycle) -> None:
-        if not self.episodes:
-            return
-        episode = self.episodes[-1]
-        if cycle.instruction_id == episode.instruction_id and cycle.switch_ms is not None:
-            episode.switch_ms = cycle.switch_ms
-            self._said_s = (
-                time.monotonic() if len(self.episodes) == 1 else self._said_s
-            )  # the encoder was still starting
-        if cycle.task_instruction_id == episode.instruction_id and cycle.task_done is not None:
-            if cycle.task_done and not episode.done:
-                episode.done_s = time.monotonic() - self._said_s
-            episode.done = cycle.task_done
-
-    @property
-    def is_finished(self) -> bool:
-        return not self._texts and bool(self.episodes) and time.monotonic() - self._said_s >= self._every_s
-
-    def close(self) -> None:
-        self._client.close()
 
 
 class Supervisor:
@@ -157,7 +34,7 @@ class Supervisor:
         self,
         bus: BusAddress,
         children: Sequence[Child],
-        operator: Operator,
+        script: Script,
         figures: RunFigures,
         *,
         max_encoder_restarts: int,
@@ -166,7 +43,7 @@ class Supervisor:
         show_status: Callable[[str], None],
         is_terminal: bool,
     ) -> None:
-        self._bus, self._children, self._operator, self.figures = bus, {c.name: c for c in children}, operator, figures
+        self._bus, self._children, self._script, self.figures = bus, {c.name: c for c in children}, script, figures
         self._max_restarts, self._backoff_s = max_encoder_restarts, restart_backoff_s
         self._show, self._show_status, self._is_terminal = show, show_status, is_terminal
         self.encoder_restarts = 0
@@ -186,7 +63,7 @@ class Supervisor:
             code = self._watch(stopped, duration_s, cycles, features)
         finally:
             self._end_in_order()
-            for port in (cycles, features, self._operator):
+            for port in (cycles, features, self._script):
                 port.close()
             lease.release()
         return code
@@ -201,11 +78,11 @@ class Supervisor:
             code = self._check_children()
             if code is not None:
                 return code
-            self._operator.step(ready=self.figures.last is not None)
+            self._script.step(ready=self.figures.last is not None)
             now_s = time.monotonic()
             if ends_s is None and duration_s is not None and self.figures.has_run:
                 ends_s = now_s + duration_s
-            if (ends_s is not None and now_s >= ends_s) or (duration_s is None and self._operator.is_finished):
+            if (ends_s is not None and now_s >= ends_s) or (duration_s is None and self._script.is_finished):
                 break
             if now_s >= status_s:
                 self._show_status(self.status_line())
@@ -222,7 +99,7 @@ class Supervisor:
         while (cycle := cycles.poll()) is not None:
             self._mode = cycle.mode
             self.figures.add_cycle(cycle)
-            self._operator.see(cycle)
+            self._script.see(cycle)
         while (encoded := features.poll()) is not None:
             self.figures.add_features(encoded)
 
@@ -267,8 +144,8 @@ class Supervisor:
             parts.append(f"encodes {encode_hz:.1f} Hz")
         if last.feature_age_ms is not None:
             parts.append(f"feature age {last.feature_age_ms:.0f} ms")
-        if self._operator.episodes:
-            episode = self._operator.episodes[-1]
+        if self._script.episodes:
+            episode = self._script.episodes[-1]
             done = {True: " (done)", False: "", None: ""}[episode.done]
             parts.append(f"“{episode.text}”{done}")
         if self.encoder_restarts:
@@ -277,7 +154,7 @@ class Supervisor:
 
     def result(self) -> dict[str, Any]:
         """The report of the run, without the environment it ran in."""
-        episodes = self._operator.episodes
+        episodes = self._script.episodes
         last = episodes[-1] if episodes else None
         judged = [episode for episode in episodes if episode.done is not None]
         return self.figures.report() | {
@@ -325,7 +202,3 @@ class Supervisor:
         for name, patience_s in (("controller", _CONTROLLER_S), ("robot", _ROBOT_S), ("encoder", _ENCODER_S)):
             if name in self._children:
                 self._children[name].end(patience_s)
-
-
-def python_command(launcher: Path, subcommand: str, arguments: Sequence[str]) -> list[str]:
-    return [sys.executable, str(launcher), subcommand, *arguments]

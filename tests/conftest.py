@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from rig import LoopRig, two_joint_spec
 
-from control.bus import BusAddress
+from control.address import BusAddress
 from control.messages import RobotSpec
 
 os.environ.setdefault("LP_NUM_THREADS", "1")

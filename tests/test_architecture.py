@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-VLA_MAY_USE = {"control.messages", "control.bus", "control.clock", "control.config", "control.errors", "control.head"}
+VLA_MAY_USE = {
+    "control.messages",
+    "control.address",
+    "control.bus",
+    "control.clock",
+    "control.config",
+    "control.errors",
+    "control.head",
+}
 
 
 def imports(file):

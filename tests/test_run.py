@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from control.bus import BusAddress, CommandClient, Publisher, Subscriber
+from control.address import BusAddress
+from control.bus import CommandClient, Publisher, Subscriber
 from control.errors import CommandFailed
 from control.messages import State
 
@@ -230,9 +231,8 @@ def test_the_remote_host_of_the_readme_is_driven_over_the_public_wire(tmp_path):
 
 def test_nan_and_garbage_in_the_state_hold_the_arm_with_a_reason(tmp_path):
     """A robot host that first speaks well, then sends NaN, then garbage, on the real sockets of a real run."""
-    from sim.tabletop import TabletopRobot
-
     from control.clock import FakeClock
+    from sim.tabletop import TabletopRobot
 
     address = f"ipc://{tempfile.mkdtemp(prefix='saccade-run-')}/bus"
     bus = BusAddress(address)

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 import zmq
 
-from control.bus import BusAddress, Latest, Publisher
+from control.address import BusAddress
+from control.bus import Latest, Publisher
 from control.clock import NS_PER_MS, NS_PER_S
 from control.messages import Frames, Instruction
 from vla.encoder import Encoder, load_encoder

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import zmq
 
-from control.bus import OWNERS, BusAddress, CommandClient, CommandServer, Latest, Publisher, Subscriber
+from control.address import OWNERS, BusAddress
+from control.bus import CommandClient, CommandServer, Latest, Publisher, Subscriber
 from control.errors import BusError, CommandFailed, NotRunning
 from control.messages import Instruction, Reply, State
 

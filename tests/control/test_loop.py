@@ -126,7 +126,7 @@ def test_a_switch_that_takes_too_long_holds():
     rig.loop.say("touch the blue block")
     modes = [rig.healthy_tick(instruction_id=1).mode for _ in range(3)]
     assert modes == [Mode.RUN, Mode.RUN, Mode.HOLD]
-    assert rig.loop.reason == "instruction 2 has no features after 300 ms: encoder slow or stopped"
+    assert rig.loop.reason == "no features of instruction 2 after 300 ms: encoder slow or stopped"
     assert rig.healthy_tick(instruction_id=2).mode is Mode.RUN
 
 

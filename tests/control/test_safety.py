@@ -3,10 +3,10 @@ import math
 
 import numpy as np
 import pytest
-from rig import two_joint_spec
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from rig import two_joint_spec
 
 from control.messages import Mode
 from control.safety import Freshness, Limits, clip_velocity, gate, next_mode

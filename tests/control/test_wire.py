@@ -3,9 +3,9 @@ import dataclasses
 import msgpack
 import numpy as np
 import pytest
-from rig import two_joint_spec
 from hypothesis import given
 from hypothesis import strategies as st
+from rig import two_joint_spec
 
 from control.errors import WireError
 from control.messages import ActionChunk, Command, Cycle, Features, Frames, Instruction, Mode, Reply, State

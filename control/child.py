@@ -1,0 +1,80 @@
+"""A subprocess of a run: started in a group of its own, its output forwarded, its memory measured, ended for sure."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+log = logging.getLogger("run")
+
+
+@dataclass(slots=True)
+class Child:
+    """One subprocess in a process group of its own, so that Ctrl-C in the terminal reaches only the supervisor."""
+
+    name: str
+    command: Sequence[str]
+    process: subprocess.Popen[str] = field(init=False)
+    started_s: float = 0.0
+    rss_mb: list[float] = field(default_factory=list)  # first, newest, largest
+
+    def start(self, show: Callable[[str], None]) -> None:
+        self.started_s = time.monotonic()
+        self.process = subprocess.Popen(
+            [*self.command, "--parent", str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        threading.Thread(target=self._forward, args=(self.process, show), daemon=True).start()
+
+    def _forward(self, process: subprocess.Popen[str], show: Callable[[str], None]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            show(f"{self.name:>10} | {line.rstrip()}")
+
+    def is_running(self) -> bool:
+        process = getattr(self, "process", None)  # unset until the first start
+        return process is not None and process.poll() is None
+
+    def end(self, patience_s: float) -> None:
+        """SIGTERM, then SIGKILL to the whole group."""
+        if not self.is_running():
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            log.warning("%s did not end within %g s: killed", self.name, patience_s)
+            self._kill_group()
+
+    def _kill_group(self) -> None:
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        self.process.wait(1.0)
+
+    def measure_memory(self) -> None:
+        try:
+            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        except (OSError, IndexError):
+            return  # it has just ended, or this system has no /proc
+        now_mb = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        first, largest = (self.rss_mb[0], self.rss_mb[2]) if self.rss_mb else (now_mb, now_mb)
+        self.rss_mb = [first, now_mb, max(now_mb, largest)]
+
+
+def python_command(launcher: Path, subcommand: str, arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, str(launcher), subcommand, *arguments]
