@@ -102,7 +102,7 @@ def random_weights(geometry: str, device: torch.device, dtype: torch.dtype, seed
     """An untrained model of this geometry; the same seed on the same device gives the same weights.
 
     Deviations follow the fan-in. The usual 0.02 keeps every block of a model 96 and 128 wide near zero: it found
-    45 % of the image cells after 150 steps on two views of tests/vla/squares.py, where fan-in found 97 %.
+    45 % of the image cells after 150 steps on two views of tests/vla/squares.py, where fan-in found 96 %.
     """
     config = geometry_config(geometry)
     model = _empty_model(config, dtype).to_empty(device=device)
