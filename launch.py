@@ -301,7 +301,8 @@ def evaluate(
     robot = TabletopRobot(clock, **settings.robot.options)
     robot.connect()
     drawn = tasks.episodes(seed, episodes, wordings)
-    result = {"policy": head.policy_id, "wordings": wordings, "seed": seed, "success": {}} | environment()
+    success: dict[str, object] = {}
+    result = {"policy": head.policy_id, "wordings": wordings, "seed": seed, "success": success} | environment()
     for age_ms in ages_ms:
         outcomes = [
             judging.run_episode(
@@ -317,7 +318,7 @@ def evaluate(
             )
             for episode_seed, task, text in track(drawn, f"age {age_ms:g} ms", transient=True)
         ]
-        row = result["success"][f"{age_ms:g}"] = judging.summarise(outcomes)
+        row = success[f"{age_ms:g}"] = judging.summarise(outcomes)
         low, high = row["ci95"]
         typer.echo(
             f"feature age {age_ms:4g} ms: {row['successes']} of {row['episodes']} touched the named block"
@@ -339,7 +340,7 @@ def _check_policy(settings: Config) -> list[str]:
     from control.clock import MonotonicClock
     from control.errors import MismatchError
     from control.robots import REMOTE, make_robot
-    from vla.policy import identify, load_spec
+    from vla.policy_spec import identify, load_spec
 
     folder = Path(settings.encoder.policy)
     spec = load_spec(folder)

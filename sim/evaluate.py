@@ -87,8 +87,8 @@ def run_episode(
     age_steps = round(feature_age_ms * NS_PER_MS / STEP_NS)
     tick_steps = settings.period_ns // STEP_NS
     encoded: deque[tuple[int, Features]] = deque()
-    steps = round(limit_s * NS_PER_S / STEP_NS)
-    for step in range(steps + age_steps):
+    last_step, step = round(limit_s * NS_PER_S / STEP_NS) + age_steps, 0
+    while step < last_step and not robot.touched:
         if step % tick_steps == (-age_steps) % tick_steps:
             frames = Frames(step + 1, clock.now_ns(), robot.read_frames())
             encoded.append((step + age_steps, encoder.encode(frames, instruction)))
@@ -103,8 +103,8 @@ def run_episode(
         if target is not None:
             commanded = robot.apply(target)
         clock.advance(STEP_NS)
-        if robot.judge() or robot.touched:
-            break
+        robot.judge()  # steps physics up to now
+        step += 1
     success = bool(robot.judge())
     miss_m = float(np.linalg.norm(robot.tip - robot.blocks[task.colour]))
     time_s = max(0, step - age_steps) * STEP_NS / NS_PER_S

@@ -36,8 +36,10 @@ def _loads(library: str) -> bool:
 def choose_backend() -> None:
     """Set MUJOCO_GL to egl, or osmesa where EGL cannot be loaded. A value set by the user, and other systems, stay.
 
+    Mesa's software renderer gets one thread (LP_NUM_THREADS): the same speed at 112x112, and the encoder keeps its core.
     Where neither loads it becomes `disable`, which lets physics run and makes `RenderingUnavailable` precise.
     """
+    os.environ.setdefault("LP_NUM_THREADS", "1")
     if "MUJOCO_GL" in os.environ or not sys.platform.startswith("linux") or "mujoco" in sys.modules:
         return
     os.environ["MUJOCO_GL"] = next((name for name, library in _LIBRARIES.items() if _loads(library)), "disable")

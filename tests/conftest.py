@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,8 +11,6 @@ from rig import LoopRig, two_joint_spec
 
 from control.address import BusAddress
 from control.messages import RobotSpec
-
-os.environ.setdefault("LP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,11 +16,40 @@ import numpy as np
 class Batch(Protocol):
     """N samples, each with features of one moment and the state of `feature_age_ms` later."""
 
-    images: dict[str, np.ndarray]  # camera -> (N, height, width, 3) uint8 RGB
-    instructions: list[str]
-    states: np.ndarray  # (N, S) float32
-    feature_age_ms: np.ndarray  # (N,)
-    targets: np.ndarray  # (N, H, A) float32, absolute
-    target_uv: dict[str, np.ndarray]  # camera -> (N, 2) in [0, 1): right, down
-    target_visible: dict[str, np.ndarray]  # camera -> (N,) bool
-    target_position: np.ndarray  # (N, 3) metres
+    @property
+    def images(self) -> dict[str, np.ndarray]:
+        """Camera -> (N, height, width, 3) uint8 RGB."""
+        ...
+
+    @property
+    def instructions(self) -> list[str]: ...
+
+    @property
+    def states(self) -> np.ndarray:
+        """(N, S) float32, when the policy acts."""
+        ...
+
+    @property
+    def feature_age_ms(self) -> np.ndarray:
+        """(N,) from the images to the state."""
+        ...
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(N, H, A) float32, absolute."""
+        ...
+
+    @property
+    def target_uv(self) -> dict[str, np.ndarray]:
+        """Camera -> (N, 2) in [0, 1): right, down."""
+        ...
+
+    @property
+    def target_visible(self) -> dict[str, np.ndarray]:
+        """Camera -> (N,) bool."""
+        ...
+
+    @property
+    def target_position(self) -> np.ndarray:
+        """(N, 3) metres."""
+        ...

@@ -20,7 +20,8 @@ from control.clock import NS_PER_MS
 from control.messages import Features, Frames, Instruction
 from vla import weights
 from vla.errors import CameraError, FileFault, NonFiniteFeatures
-from vla.policy import PolicySpec, identify, load_part, load_spec
+from vla.policy import load_part, view_aggregation, view_pooling
+from vla.policy_spec import PolicySpec, identify, load_spec
 from vla.pooling import ViewAggregation, ViewPooling
 from vla.preprocess import patches, resize
 from vla.prompt import Prompt, Prompter
@@ -170,7 +171,7 @@ def load_encoder(
     spec = load_spec(folder)
     place = _device(device)
     dtype = weights.pick_dtype(place)
-    pool, aggregate = spec.view_pooling(), spec.view_aggregation()
+    pool, aggregate = view_pooling(spec), view_aggregation(spec)
     if random_weights:
         backbone = weights.random_weights(spec.geometry, place, dtype)
         prompter = Prompter(build_tokenizer(["do what the operator says"]))

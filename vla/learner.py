@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from vla.dataset import Batch
-from vla.policy import PolicySpec
-from vla.preprocess import SIDE, patches, resize
+from vla.policy import regression_head, view_aggregation, view_pooling
+from vla.policy_spec import PolicySpec
+from vla.preprocess import patches, resize
 from vla.prompt import Prompt, Prompter, Row, stack
 from vla.qwen import QwenBackbone
+from vla.sizes import SIDE
 
 POSITION_UNIT_M = 0.1
 SMOOTH = 0.1  # where the smooth L1 losses turn quadratic, in units of one standard deviation
@@ -59,9 +61,9 @@ class Learner(nn.Module):
         super().__init__()
         self.spec = spec
         self.backbone = backbone
-        self.pool = spec.view_pooling()
-        self.aggregate = spec.view_aggregation()
-        self.head = spec.regression_head()
+        self.pool = view_pooling(spec)
+        self.aggregate = view_aggregation(spec)
+        self.head = regression_head(spec)
         self.where = nn.Linear(spec.width, 3)
         self.locate = nn.Sequential(
             nn.LayerNorm(spec.tokens * spec.width),

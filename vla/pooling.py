@@ -105,8 +105,3 @@ class ViewAggregation(nn.Module):
         placed = self.norm(views) + self.positions
         weights = (self.key(placed) @ (self.query * self.scale)).softmax(dim=-2)
         return (weights.unsqueeze(-1) * self.value(placed)).sum(dim=-3)
-
-
-def feature_tokens(pooling_queries: int, aggregation: Aggregation, views: int) -> int:
-    """T, the number of feature tokens that these choices make."""
-    return views * pooling_queries if Aggregation(aggregation) is Aggregation.CONCAT else pooling_queries

@@ -15,26 +15,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-PATCH = 14
-MERGE = 2
-SIDE = PATCH * MERGE  # one image token covers SIDE x SIDE pixels
-CHANNELS = 3
-TEMPORAL = 2
-PATCH_BYTES = CHANNELS * PATCH * PATCH
+from vla.sizes import CHANNELS, MERGE, PATCH, PATCH_BYTES, TEMPORAL, patch_grid
+
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as published with Qwen2.5-VL
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def model_size(height: int, width: int) -> tuple[int, int]:
-    """The nearest size the model can read: both sides multiples of 28 and at least 28."""
-    return max(SIDE, round(height / SIDE) * SIDE), max(SIDE, round(width / SIDE) * SIDE)
-
-
-def patch_grid(height: int, width: int) -> tuple[int, int]:
-    """Patches down and across an image whose sides are multiples of 28."""
-    if height % SIDE or width % SIDE or height < SIDE or width < SIDE:
-        raise ValueError(f"image sides must be multiples of {SIDE} pixels, got {height}x{width}: resize it first")
-    return height // PATCH, width // PATCH
 
 
 def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vla.errors import FileFault, PromptError
-from vla.preprocess import MERGE, patch_grid
+from vla.sizes import MERGE, patch_grid
 
 TURN_START, VISION_START, IMAGE_PAD = "<|im_start|>", "<|vision_start|>", "<|image_pad|>"
 MAX_TEXT_TOKENS = 256

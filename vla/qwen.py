@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Qwen2_5_VLModel
 
-from vla.preprocess import CHANNELS, MERGE, PATCH, PATCH_BYTES, PIXEL_MEAN, PIXEL_STD, TEMPORAL, patch_grid
+from vla.preprocess import PIXEL_MEAN, PIXEL_STD
 from vla.prompt import Prompt
+from vla.sizes import CHANNELS, MERGE, PATCH, PATCH_BYTES, TEMPORAL, patch_grid
 
 PIXEL_CENTRE = 128  # bytes become -128..127: exact in bfloat16, and sums near zero keep their digits
 

@@ -21,7 +21,8 @@ from control.messages import RobotSpec
 from vla import policy, weights
 from vla.dataset import Batch
 from vla.learner import Collator, Inputs, Learner, measure
-from vla.policy import HeadChoice, PolicySpec, PoolingChoice, load_part, load_spec
+from vla.policy import load_part
+from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, load_spec
 from vla.prompt import Prompter
 from vla.tokenizer import build_tokenizer
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from control.head import ActionHead
-from vla.policy import load_head, load_spec
+from vla.policy import load_head
+from vla.policy_spec import load_spec
 
 
 @pytest.fixture(params=["regression", "hold"])

@@ -13,7 +13,8 @@ import yaml
 from control.messages import Frames, Instruction
 from tests.vla import squares
 from vla import policy, weights
-from vla.policy import HeadChoice, PolicySpec, PoolingChoice
+from vla.policy import regression_head, view_aggregation, view_pooling
+from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice
 from vla.prompt import Prompter
 from vla.qwen import QwenBackbone
 from vla.tokenizer import build_tokenizer
@@ -64,8 +65,8 @@ def write_policy(tiny: QwenBackbone, prompter: Prompter) -> Callable[..., Policy
         torch.manual_seed(3)
         weights.save(tiny, folder / "backbone", torch.float16)
         prompter.save(folder / "backbone")
-        parts = {"pool": spec.view_pooling(), "aggregate": spec.view_aggregation()}
-        head = {"head": spec.regression_head()} if spec.head.kind == "regression" else {}
+        parts = {"pool": view_pooling(spec), "aggregate": view_aggregation(spec)}
+        head = {"head": regression_head(spec)} if spec.head.kind == "regression" else {}
         policy.save(folder, spec, {**parts, **head})
         return spec
 

@@ -11,7 +11,7 @@ from control.messages import Frames
 from tests.vla.conftest import edit_yaml, frames, instruction
 from vla.encoder import QwenEncoder, load_encoder
 from vla.errors import CameraError, FileFault, NonFiniteFeatures, PromptError
-from vla.policy import HeadChoice, PolicySpec, PoolingChoice
+from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from vla import policy
 from vla.encoder import load_encoder
 from vla.errors import FileFault
 from vla.head import HoldHead, RegressionHead
-from vla.policy import HeadChoice, PolicySpec, PoolingChoice, identify, load_head, load_spec, verify
+from vla.policy import load_head, regression_head, verify, view_aggregation, view_pooling
+from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, identify, load_spec
 
 
 def robot(**changes: object) -> RobotSpec:
@@ -45,7 +46,7 @@ def test_a_policy_comes_back_as_it_was_saved(tmp_path: Path, write_policy: Calla
 
 def test_saving_again_gives_the_same_id_and_any_change_another(policy_folder: Path) -> None:
     before = identify(policy_folder)
-    parts = {"head": load_spec(policy_folder).regression_head()}
+    parts = {"head": regression_head(load_spec(policy_folder))}
     state = load_file(policy_folder / "head.safetensors")
     save_file(state, policy_folder / "head.safetensors")
     assert len(before) == 12
@@ -66,7 +67,7 @@ def test_random_weights_never_carry_the_id_of_the_trained_policy(policy_folder: 
 
 def test_a_published_backbone_needs_no_files_but_the_yaml(tmp_path: Path) -> None:
     spec = tiny_spec(backbone="Qwen/Qwen2.5-VL-3B-Instruct", pooling=PoolingChoice(), head=HeadChoice(kind="hold"))
-    parts = {"pool": spec.view_pooling(), "aggregate": spec.view_aggregation()}
+    parts = {"pool": view_pooling(spec), "aggregate": view_aggregation(spec)}
     assert policy.save(tmp_path, spec, parts) == load_head(tmp_path).policy_id
     assert [path.name for path in tmp_path.iterdir()] == ["policy.yaml"]
     encoder = load_encoder(tmp_path, "cpu", 1, random_weights=True)
@@ -110,7 +111,7 @@ def test_a_folder_without_a_policy_is_named(tmp_path: Path) -> None:
 def test_a_missing_backbone_is_named(tmp_path: Path) -> None:
     spec = tiny_spec()
     with pytest.raises(FileFault, match="backbone is missing: policy.yaml names it"):
-        policy.save(tmp_path, spec, {"head": spec.regression_head()})
+        policy.save(tmp_path, spec, {"head": regression_head(spec)})
 
 
 def test_a_truncated_head_is_named(policy_folder: Path) -> None:
@@ -143,7 +144,7 @@ def test_weights_that_are_not_numbers_are_refused(policy_folder: Path) -> None:
 
 def test_a_diverged_policy_is_not_saved(tmp_path: Path) -> None:
     spec = tiny_spec()
-    head = spec.regression_head()
+    head = regression_head(spec)
     torch.nn.init.constant_(head.out.bias, float("inf"))
     with pytest.raises(FileFault, match="'head.out.bias' holds NaN or infinity: not saved"):
         policy.save(tmp_path, spec, {"head": head})

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vla.pooling import Aggregation, Pooling, ViewAggregation, ViewPooling, feature_tokens
+from vla.policy_spec import PolicySpec, PoolingChoice
+from vla.pooling import Aggregation, Pooling, ViewAggregation, ViewPooling
 
 TOKENS = torch.arange(24.0).view(2, 4, 3)  # 2 views, 4 image tokens, width 3
 
@@ -41,7 +42,19 @@ def test_aggregation_without_parameters(kind: Aggregation, expected: list[list[f
 def test_the_number_of_feature_tokens_is_what_is_declared(aggregation: Aggregation, queries: int) -> None:
     pool = ViewPooling(Pooling.ATTENTION, 3, image_tokens=4, queries=queries)
     features = ViewAggregation(aggregation, 3, views=2)(pool(TOKENS))
-    assert features.shape == (feature_tokens(queries, aggregation, 2), 3)
+    spec = PolicySpec(
+        name="declared",
+        backbone="backbone",
+        geometry="tiny",
+        width=8,
+        cameras={"front": (56, 56), "top": (56, 56)},
+        state_names=("a",),
+        action_names=("a",),
+        horizon=1,
+        period_s=0.1,
+        pooling=PoolingChoice(view="attention", queries=queries, aggregation=aggregation.value),
+    )
+    assert features.shape == (spec.tokens, 3)
     batched = ViewAggregation(aggregation, 3, views=2)(pool(TOKENS.expand(5, 2, 4, 3)))
     assert batched.shape == (5, *features.shape)
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vla.preprocess import model_size, patch_grid, patches, published_patches, resize
+from vla.preprocess import patches, published_patches, resize
+from vla.sizes import model_size, patch_grid
 
 
 def reference_patches(image: np.ndarray) -> np.ndarray:
