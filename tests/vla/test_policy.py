@@ -69,6 +69,7 @@ def test_a_published_backbone_needs_no_files_but_the_yaml(tmp_path: Path) -> Non
     spec = tiny_spec(backbone="Qwen/Qwen2.5-VL-3B-Instruct", pooling=PoolingChoice(), head=HeadChoice(kind="hold"))
     parts = {"pool": view_pooling(spec), "aggregate": view_aggregation(spec)}
     assert policy.save(tmp_path, spec, parts) == load_head(tmp_path).policy_id
+    assert load_head(tmp_path, random_weights=True).policy_id != load_head(tmp_path).policy_id
     assert [path.name for path in tmp_path.iterdir()] == ["policy.yaml"]
     encoder = load_encoder(tmp_path, "cpu", 1, random_weights=True)
     assert encoder.encode(frames(), instruction()).tokens.shape == (2, 32)
