@@ -112,7 +112,8 @@ class Controller:
             message = f"instruction {instruction_id} was replaced by {instruction.id} before it began"
             self._finish(other, request_id, "failed", message, {})
         self._waiting = [(client, command.request_id, instruction.id)]
-        self._finish(client, command.request_id, "accepted", f"instruction {instruction.id}", {})
+        values = {"instruction_id": instruction.id}
+        self._finish(client, command.request_id, "accepted", f"instruction {instruction.id}", values)
 
     def _answer_waiting(self, cycle: Cycle) -> None:
         for client, request_id in self._resuming:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from control.address import BusAddress
 from control.bus import CommandClient
-from control.messages import Cycle
+from control.messages import Cycle, Reply
 
 
 @dataclass(slots=True)
@@ -34,32 +34,39 @@ class Script:
         self._said_s = 0.0
 
     def step(self, ready: bool) -> None:
+        """Say the next instruction if it is due and the controller is there; take the answers that have come."""
         while reply := self._client.receive():
-            if reply.request_id != self._request_id:
-                continue
-            episode = self.episodes[-1]
-            episode.error = reply.message if reply.outcome == "failed" else episode.error
-            if reply.outcome == "accepted":
-                episode.instruction_id = int(reply.message.rpartition(" ")[2])
+            if reply.request_id == self._request_id:
+                self._take(reply)
         due = not self.episodes or time.monotonic() - self._said_s >= self._every_s
         if ready and due and self._texts:
             text = self._texts.pop(0)
             self.episodes.append(Episode(text))
             self._request_id, self._said_s = self._client.send("say", text), time.monotonic()
 
+    def _take(self, reply: Reply) -> None:
+        episode = self.episodes[-1]
+        match reply.outcome:
+            case "accepted":
+                episode.instruction_id = int(reply.values.get("instruction_id") or 0)
+            case "done":
+                switch_ms = reply.values.get("switch_ms")
+                episode.switch_ms = float(switch_ms) if switch_ms is not None else None
+                if len(self.episodes) == 1:
+                    self._said_s = time.monotonic()  # the encoder was still starting when this one was said
+            case _:
+                episode.error = reply.message
+
     def see(self, cycle: Cycle) -> None:
-        if not self.episodes:
+        """The robot's judgement of the newest instruction."""
+        if not self.episodes or cycle.task_done is None:
             return
         episode = self.episodes[-1]
-        if cycle.instruction_id == episode.instruction_id and cycle.switch_ms is not None:
-            episode.switch_ms = cycle.switch_ms
-            self._said_s = (
-                time.monotonic() if len(self.episodes) == 1 else self._said_s
-            )  # the encoder was still starting
-        if cycle.task_instruction_id == episode.instruction_id and cycle.task_done is not None:
-            if cycle.task_done and not episode.done:
-                episode.done_s = time.monotonic() - self._said_s
-            episode.done = cycle.task_done
+        if cycle.task_instruction_id != episode.instruction_id:
+            return
+        if cycle.task_done and not episode.done:
+            episode.done_s = time.monotonic() - self._said_s
+        episode.done = cycle.task_done
 
     @property
     def is_finished(self) -> bool:

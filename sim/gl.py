@@ -36,7 +36,7 @@ def _loads(library: str) -> bool:
 def choose_backend() -> None:
     """Set MUJOCO_GL to egl, or osmesa where EGL cannot be loaded. A value set by the user, and other systems, stay.
 
-    Mesa's software renderer gets one thread (LP_NUM_THREADS): the same speed at 112x112, and the encoder keeps its core.
+    Mesa's software renderer gets one thread (LP_NUM_THREADS): no slower at 112x112, and the encoder keeps its core.
     Where neither loads it becomes `disable`, which lets physics run and makes `RenderingUnavailable` precise.
     """
     os.environ.setdefault("LP_NUM_THREADS", "1")

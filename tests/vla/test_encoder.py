@@ -111,3 +111,14 @@ def test_a_backbone_of_another_width_is_refused(policy_folder: Path) -> None:
 def test_an_unknown_device_is_refused_with_the_alternatives(policy_folder: Path) -> None:
     with pytest.raises(ValueError, match="use 'cpu', 'cuda' or 'cuda:N'"):
         load_encoder(policy_folder, "meta", 1)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_shipped_policy_gives_the_features_of_the_cpu() -> None:
+    folder = Path(__file__).resolve().parents[2] / "vla" / "policies" / "tabletop"
+    rng = np.random.default_rng(0)
+    on_cpu, on_gpu = load_encoder(folder, "cpu", 1), load_encoder(folder, "cuda", 1)
+    images = {name: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for name, size in on_cpu.cameras.items()}
+    expected, got = (one.encode(Frames(1, 1, images), instruction()).tokens.ravel() for one in (on_cpu, on_gpu))
+    cosine = float(expected @ got / (np.linalg.norm(expected) * np.linalg.norm(got)))
+    assert cosine > 0.999
