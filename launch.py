@@ -67,10 +67,10 @@ def run(
     """Start robot, encoder and controller, watch them, and end them in order on Ctrl-C or SIGTERM."""
     from control.child import Child, python_command
     from control.console import RunConsole
+    from control.discovery import REMOTE
     from control.environment import environment
     from control.host import stop_on_signals
     from control.report import RunFigures
-    from control.robots import REMOTE
     from control.script import Script
     from control.supervisor import Supervisor
 
@@ -110,6 +110,7 @@ def run(
         figures,
         max_encoder_restarts=settings.run.max_encoder_restarts,
         restart_backoff_s=settings.run.restart_backoff_s,
+        start_timeout_s=settings.run.start_timeout_s,
         show=console.line,
         show_status=console.status,
         is_terminal=console.is_terminal,
@@ -125,8 +126,8 @@ def run(
 def robot(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, parent: ParentOption = 0) -> None:
     """The robot host alone: drives one robot, publishes its cameras and state, follows actions, holds by itself."""
     from control.clock import MonotonicClock
+    from control.discovery import make_robot
     from control.host import RobotHost
-    from control.robots import make_robot
 
     settings, stopped = _process("robot", config, set_, parent)
     clock = MonotonicClock()
@@ -278,11 +279,9 @@ def evaluate(
     import torch
     from rich.progress import track
 
-    from control.clock import FakeClock
     from control.environment import environment
     from sim import evaluate as judging
     from sim import tasks
-    from sim.tabletop import TabletopRobot
     from vla.encoder import load_encoder
     from vla.policy import load_head
 
@@ -297,27 +296,11 @@ def evaluate(
     torch.set_num_threads(settings.encoder.threads)
     folder = Path(settings.encoder.policy)
     encoder, head = load_encoder(folder, settings.encoder.device, 1), load_head(folder)
-    clock = FakeClock()
-    robot = TabletopRobot(clock, **settings.robot.options)
-    robot.connect()
     drawn = tasks.episodes(seed, episodes, wordings)
     success: dict[str, object] = {}
-    result = {"policy": head.policy_id, "wordings": wordings, "seed": seed, "success": success} | environment()
     for age_ms in ages_ms:
-        outcomes = [
-            judging.run_episode(
-                robot,
-                clock,
-                encoder,
-                head,
-                settings.loop_settings(),
-                seed=episode_seed,
-                task=task,
-                text=text,
-                feature_age_ms=age_ms,
-            )
-            for episode_seed, task, text in track(drawn, f"age {age_ms:g} ms", transient=True)
-        ]
+        shown = track(drawn, f"age {age_ms:g} ms", transient=True)
+        outcomes = judging.run_episodes(encoder, head, settings.loop_settings(), settings.robot.options, shown, age_ms)
         row = success[f"{age_ms:g}"] = judging.summarise(outcomes)
         low, high = row["ci95"]
         typer.echo(
@@ -325,8 +308,8 @@ def evaluate(
             f" ({low:.0%}-{high:.0%}), another one first {row['wrong_block_first']},"
             f" median {row['time_s'] or float('nan'):.1f} s"
         )
-    robot.close()
-    _write(report, result)
+    figures = {"policy": head.policy_id, "wordings": wordings, "seed": seed, "success": success}
+    _write(report, figures | environment())
 
 
 def _load(config: Path, overrides: list[str] | None) -> Config:
@@ -338,8 +321,8 @@ def _load(config: Path, overrides: list[str] | None) -> Config:
 def _check_policy(settings: Config) -> list[str]:
     """What policy and robot are, in words. Raises MismatchError when they do not fit."""
     from control.clock import MonotonicClock
+    from control.discovery import REMOTE, make_robot
     from control.errors import MismatchError
-    from control.robots import REMOTE, make_robot
     from vla.policy_spec import identify, load_spec
 
     folder = Path(settings.encoder.policy)

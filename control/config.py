@@ -102,7 +102,9 @@ class SafetyConfig(_Section):
 
 
 class RunConfig(_Section):
-    """What the supervisor does when the encoder dies: how often it is restarted, and after which growing pause."""
+    """How often a dead encoder is restarted, after which growing pause, and how long a first RUN cycle may take."""
+
+    start_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
 
     max_encoder_restarts: Annotated[int, Field(ge=0, le=10_000)] = 10
     restart_backoff_s: Annotated[float, Field(gt=0, le=60)] = 0.5
@@ -119,12 +121,17 @@ class Config(_Section):
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
-    def _the_ladder_leaves_room_for_a_period(self) -> Config:
+    def _a_period_fits_into_every_limit(self) -> Config:
         period_ms = 1000 / self.control.rate_hz
         if self.freshness.hold_after_ms <= period_ms:
             raise ValueError(
                 f"freshness.hold_after_ms {self.freshness.hold_after_ms:g} must be over one control period"
                 f" ({period_ms:g} ms) plus twice the encode time, or the mode would flap"
+            )
+        if self.robot.watchdog_ms <= period_ms:
+            raise ValueError(
+                f"robot.watchdog_ms {self.robot.watchdog_ms:g} must be over one control period ({period_ms:g} ms),"
+                " or the robot would hold between any two actions"
             )
         return self
 

@@ -22,6 +22,8 @@ class BusError(SaccadeError, OSError):
 class NotRunning(SaccadeError, TimeoutError):
     """Nobody answers on the bus."""
 
+    exit_code = 1
+
 
 class CommandFailed(SaccadeError, RuntimeError):
     """The controller understood a command and could not do it."""

@@ -69,6 +69,11 @@ class Script:
         episode.done = cycle.task_done
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there never was anything to say."""
+        return not self._texts and not self.episodes
+
+    @property
     def is_finished(self) -> bool:
         return not self._texts and bool(self.episodes) and time.monotonic() - self._said_s >= self._every_s
 

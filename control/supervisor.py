@@ -21,7 +21,7 @@ from control.messages import Mode
 from control.report import RunFigures
 from control.script import Script
 
-EXIT_DONE, EXIT_USAGE, EXIT_STOPPED, EXIT_DIED = 0, 2, 3, 4
+EXIT_DONE, EXIT_NOT_POSSIBLE, EXIT_USAGE, EXIT_STOPPED, EXIT_DIED = 0, 1, 2, 3, 4
 _STATUS_PERIOD_S = {True: 0.25, False: 5.0}  # on a terminal, and in a log
 _ANSWER_S, _CONTROLLER_S, _ROBOT_S, _ENCODER_S = 0.4, 1.2, 1.5, 0.8  # the end of a run: 3.9 s at most
 _STABLE_S = 30.0  # an encoder that ran this long starts again with the shortest pause
@@ -39,18 +39,20 @@ class Supervisor:
         *,
         max_encoder_restarts: int,
         restart_backoff_s: float,
+        start_timeout_s: float,
         show: Callable[[str], None],
         show_status: Callable[[str], None],
         is_terminal: bool,
     ) -> None:
         self._bus, self._children, self._script, self.figures = bus, {c.name: c for c in children}, script, figures
         self._max_restarts, self._backoff_s = max_encoder_restarts, restart_backoff_s
+        self._start_timeout_s = start_timeout_s
         self._show, self._show_status, self._is_terminal = show, show_status, is_terminal
         self.encoder_restarts = 0
         self._pause_s = restart_backoff_s
         self._restart_at_s: float | None = None
         self._mode: Mode | None = None
-        self._scheduling = ""
+        self._status: dict[str, Any] = {}  # the controller's own, asked once a second
 
     def run(self, stopped: Callable[[], bool], duration_s: float | None) -> int:
         """Until `stopped()`, the duration has passed since the first RUN, or a process died for good; the exit code."""
@@ -61,6 +63,7 @@ class Supervisor:
             for child in self._children.values():
                 child.start(self._show)
             code = self._watch(stopped, duration_s, cycles, features)
+            self._ask_status()
         finally:
             self._end_in_order()
             for port in (cycles, features, self._script):
@@ -72,6 +75,7 @@ class Supervisor:
         self, stopped: Callable[[], bool], duration_s: float | None, cycles: Subscriber, features: Subscriber
     ) -> int:
         ends_s: float | None = None
+        gives_up_s = time.monotonic() + self._start_timeout_s
         status_s = memory_s = 0.0
         while not stopped():
             self._drain(cycles, features)
@@ -80,15 +84,20 @@ class Supervisor:
                 return code
             self._script.step(ready=self.figures.last is not None)
             now_s = time.monotonic()
-            if ends_s is None and duration_s is not None and self.figures.has_run:
-                ends_s = now_s + duration_s
+            if ends_s is None and duration_s is not None:
+                if self.figures.has_run or (self._script.is_empty and self.figures.last is not None):
+                    ends_s = now_s + duration_s
+                elif now_s > gives_up_s:
+                    why = self.figures.last.reason if self.figures.last else "the controller never spoke"
+                    self._show(f"       run | no RUN cycle within {self._start_timeout_s:g} s: {why}")
+                    return EXIT_NOT_POSSIBLE
             if (ends_s is not None and now_s >= ends_s) or (duration_s is None and self._script.is_finished):
                 break
             if now_s >= status_s:
                 self._show_status(self.status_line())
                 status_s = now_s + _STATUS_PERIOD_S[self._is_terminal]
             if now_s >= memory_s and self.figures.has_run:
-                self._scheduling = self._scheduling or self._ask_scheduling()
+                self._ask_status()
                 for child in self._children.values():
                     child.measure_memory()
                 memory_s = now_s + 1.0
@@ -144,10 +153,8 @@ class Supervisor:
             parts.append(f"encodes {encode_hz:.1f} Hz")
         if last.feature_age_ms is not None:
             parts.append(f"feature age {last.feature_age_ms:.0f} ms")
-        if self._script.episodes:
-            episode = self._script.episodes[-1]
-            done = {True: " (done)", False: "", None: ""}[episode.done]
-            parts.append(f"“{episode.text}”{done}")
+        if text := self._status.get("pending") or self._status.get("instruction"):
+            parts.append(f"“{text}”{' (done)' if self._status.get('task_done') else ''}")
         if self.encoder_restarts:
             parts.append(f"encoder restarts {self.encoder_restarts}")
         return " · ".join(parts)
@@ -155,25 +162,24 @@ class Supervisor:
     def result(self) -> dict[str, Any]:
         """The report of the run, without the environment it ran in."""
         episodes = self._script.episodes
-        last = episodes[-1] if episodes else None
         judged = [episode for episode in episodes if episode.done is not None]
         return self.figures.report() | {
             "encoder_restarts": self.encoder_restarts,
-            "instruction": last.text if last else None,
-            "task_done": last.done if last else None,
+            "instruction": self._status.get("instruction") or None,
+            "task_done": self._status.get("task_done"),
             "episodes": [asdict(episode) for episode in episodes],
             "episodes_done": sum(bool(episode.done) for episode in judged),
             "episodes_judged": len(judged),
-            "scheduling": self._scheduling,
+            "scheduling": self._status.get("scheduling"),
             "rss_mb": self.memory_mb(),
         }
 
-    def _ask_scheduling(self) -> str:
+    def _ask_status(self) -> None:
         client = CommandClient(self._bus)
         try:
-            return str(client.request("status", answer_s=0.5).values["scheduling"])
+            self._status = client.request("status", answer_s=_ANSWER_S).values
         except SaccadeError:
-            return ""  # too busy just now: asked again a second later
+            return  # too busy just now, and asked again in a second; a dead controller is found elsewhere
         finally:
             client.close()
 

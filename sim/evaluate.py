@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -109,6 +109,27 @@ def run_episode(
     miss_m = float(np.linalg.norm(robot.tip - robot.blocks[task.colour]))
     time_s = max(0, step - age_steps) * STEP_NS / NS_PER_S
     return Outcome(seed, text, task.colour, success, time_s, robot.touched, miss_m)
+
+
+def run_episodes(
+    encoder: FrameEncoder,
+    head: ActionHead,
+    settings: LoopSettings,
+    robot_options: dict[str, Any],
+    drawn: Iterable[tuple[int, Task, str]],
+    feature_age_ms: float,
+) -> Iterator[Outcome]:
+    """The outcome of each of `drawn` (seed of the scene, task, wording), on one robot that is reset in between."""
+    clock = FakeClock()
+    robot = TabletopRobot(clock, **robot_options)
+    robot.connect()
+    try:
+        for seed, task, text in drawn:
+            yield run_episode(
+                robot, clock, encoder, head, settings, seed=seed, task=task, text=text, feature_age_ms=feature_age_ms
+            )
+    finally:
+        robot.close()
 
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:

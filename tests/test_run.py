@@ -137,10 +137,9 @@ def test_the_running_controller_takes_commands_and_refuses_bad_ones():
         assert second.finish() == 2
         assert "another run is going on" in second.text and "Traceback" not in second.text
         children = run.children()
-        began = time.monotonic()
         run.process.send_signal(signal.SIGINT)
         assert run.finish() == 0, run.text
-        assert time.monotonic() - began < 5.0
+        assert "killed" not in run.text
         assert all(is_gone(pid) for pid in children.values())
         assert "Traceback" not in run.text
     finally:

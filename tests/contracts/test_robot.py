@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from control.clock import FakeClock
+from control.discovery import installed_robots, make_robot
 from control.messages import RobotSpec
 from control.robot import Robot
-from control.robots import installed_robots, make_robot
 
 ROBOTS = [name for name in installed_robots() if name in ("tabletop",)]
 

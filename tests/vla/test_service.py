@@ -1,0 +1,130 @@
+"""The encoder process around a small stand-in encoder, on real sockets."""
+
+import logging
+import time
+
+import numpy as np
+import pytest
+
+from control.bus import Latest, Publisher, Subscriber
+from control.messages import Features, Frames, Instruction
+from vla.errors import CameraError
+from vla.service import EncoderService, measure
+
+
+class CountingEncoder:
+    """Features that say which frame and instruction they were made of."""
+
+    policy_id = "policy"
+    cameras = {"front": (28, 28)}
+
+    def __init__(self):
+        self.seen, self.fault = [], None
+
+    def encode(self, frames, instruction):
+        if self.fault:
+            raise self.fault
+        self.seen.append((frames.seq, instruction.id))
+        return Features(
+            len(self.seen), 1, frames.seq, frames.stamp_ns, instruction.session, instruction.id, 1, "policy",
+            np.ones((1, 2), np.float32), {"front": 0.0}, 4.0 + len(self.seen),
+        )  # fmt: skip
+
+    def warm_up(self):
+        pass
+
+
+class Bench:
+    def __init__(self, bus):
+        self.encoder = CountingEncoder()
+        self.frames, self.instructions = Publisher(bus, "frames"), Publisher(bus, "instruction")
+        self.service = EncoderService(self.encoder, bus)
+        self.features = Latest(bus, "features")
+        self.seq = 0
+
+    def frame(self, seq=None):
+        self.seq = self.seq + 1 if seq is None else seq
+        image = np.zeros((28, 28, 3), np.uint8)
+        self.frames.send(Frames(self.seq, self.seq, {"front": image}))
+
+    def say(self, number):
+        self.instructions.send(Instruction(0, 0, 7, number, f"text {number}"))
+
+    def until(self, condition, feed=lambda: None, timeout_s=3.0):
+        ends = time.monotonic() + timeout_s
+        while time.monotonic() < ends:
+            feed()
+            self.service.step()
+            if found := condition():
+                return found
+            self.features.socket.poll(5)
+        raise AssertionError(f"did not happen in time; encoded {self.encoder.seen}")
+
+
+@pytest.fixture
+def bench(bus):
+    return Bench(bus)
+
+
+def test_nothing_is_encoded_before_an_instruction_and_then_each_frame_once(bench):
+    for _ in range(20):
+        bench.frame()
+        bench.service.step()
+    assert bench.encoder.seen == []
+    got = bench.until(bench.features.poll, lambda: (bench.frame(), bench.say(1)))
+    assert got.instruction_id == 1 and got.frame_stamp_ns == got.frame_seq
+    count = len(bench.encoder.seen)
+    for _ in range(20):
+        bench.say(1)
+        bench.service.step()
+        bench.features.socket.poll(2)
+    frames = [frame for frame, _ in bench.encoder.seen]
+    assert len(set(frames)) == len(frames) <= count + 2
+
+
+def test_a_new_instruction_encodes_the_newest_frame_at_once_without_waiting_for_another(bench):
+    bench.until(lambda: bench.encoder.seen, lambda: (bench.frame(), bench.say(1)))
+    frame = bench.until(lambda: bench.encoder.seen[-1][0])
+    bench.until(lambda: (frame, 2) in bench.encoder.seen or bench.encoder.seen[-1][1] == 2, lambda: bench.say(2))
+    assert bench.encoder.seen[-1][1] == 2
+
+
+def test_a_late_controller_gets_the_newest_features(bench, bus):
+    bench.until(lambda: bench.encoder.seen, lambda: (bench.frame(), bench.say(1)))
+    late = Latest(bus, "features")
+    assert bench.until(late.poll).seq == len(bench.encoder.seen)
+
+
+def test_a_frame_that_cannot_be_encoded_is_said_once_and_nothing_is_published(bench, caplog):
+    bench.encoder.fault = CameraError("frame 1 lacks camera 'front'")
+    with caplog.at_level(logging.ERROR, logger="encoder"):
+        bench.until(lambda: caplog.records, lambda: (bench.frame(), bench.say(1)))
+        for _ in range(20):
+            bench.frame()
+            bench.service.step()
+            bench.features.socket.poll(2)
+    assert len(caplog.records) == 1
+    assert "not encoded: frame 1 lacks camera 'front'" in caplog.text
+    bench.encoder.fault = None
+    assert bench.until(bench.features.poll, bench.frame).seq == 1
+
+
+@pytest.mark.parametrize("topic", ["frames", "instruction"])
+def test_a_malformed_message_is_refused_and_said(bench, caplog, topic):
+    bench.until(lambda: bench.encoder.seen, lambda: (bench.frame(), bench.say(1)))
+    publisher = bench.frames if topic == "frames" else bench.instructions
+    with caplog.at_level(logging.ERROR, logger="encoder"):
+        bench.until(lambda: caplog.records, lambda: publisher._socket.send(b"\x93junk"))
+    assert f"refused a message: {topic}: " in caplog.text
+    before = len(bench.encoder.seen)
+    bench.until(lambda: len(bench.encoder.seen) > before, bench.frame)
+
+
+def test_the_measured_encode_time_is_the_median():
+    assert measure(CountingEncoder()) == 7.0
+
+
+def test_features_are_latched_for_every_kind_of_reader(bench, bus):
+    bench.until(lambda: bench.encoder.seen, lambda: (bench.frame(), bench.say(1)))
+    queued = Subscriber(bus, "features", newest_only=False)
+    assert bench.until(queued.poll).session == 7
