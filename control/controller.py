@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from control.address import BusAddress
 from control.bus import CommandServer, Latest, Publisher
-from control.clock import NS_PER_MS, NS_PER_S, MonotonicClock, Pacer
+from control.clock import NS_PER_MS, NS_PER_S, MonotonicClock, Pacer, Tick
 from control.head import ActionHead
 from control.loop import ControlLoop, LoopSettings, Ports
 from control.messages import Command, Cycle, Mode, Reply
@@ -22,6 +22,7 @@ from control.messages import Command, Cycle, Mode, Reply
 log = logging.getLogger("controller")
 
 _GUARD_NS = 2 * NS_PER_MS  # commands are left alone this close to a deadline
+_NOTICE_MS = 100  # how soon a signal is noticed at low rates
 _REALTIME_PRIORITY = 20
 
 
@@ -32,6 +33,10 @@ def ask_for_realtime() -> str:
         return f"SCHED_FIFO {_REALTIME_PRIORITY}"
     except (PermissionError, OSError, AttributeError) as error:
         return f"normal ({type(error).__name__}: real-time scheduling is not permitted here)"
+
+
+class _Ending(Exception):  # noqa: N818 - no error: the way out of a wait
+    """The process was asked to end while it waited for its next deadline."""
 
 
 class Controller:
@@ -64,25 +69,30 @@ class Controller:
         if self._realtime:
             self.scheduling = ask_for_realtime()
         log.info("controller at %g Hz, scheduling %s", NS_PER_S / self._period_ns, self.scheduling)
-        pacer = Pacer(self._clock, self._period_ns, idle=self._serve_until)
+        pacer = Pacer(self._clock, self._period_ns, idle=lambda deadline_ns: self._serve_until(deadline_ns, stopped))
         mode, reason = Mode.INIT, ""
         try:
             while not stopped():
-                tick = pacer.wait()
+                try:
+                    tick = pacer.wait()
+                except _Ending:
+                    break
                 cycle = self._cycle = self.loop.tick(tick)
                 if (cycle.mode, _kind(cycle.reason)) != (mode, _kind(reason)):
                     log.info("%s%s", cycle.mode, f": {cycle.reason}" if cycle.reason else "")
                     mode, reason = cycle.mode, cycle.reason
                 self._answer_waiting(cycle)
             self.loop.stop("the controller is ending")
-            self.loop.tick(pacer.wait())
+            self.loop.tick(Tick(self._clock.now_ns(), 0, 0))
         finally:
             for port in (self._server, *self._inboxes, *self._outboxes):
                 port.close()
 
-    def _serve_until(self, deadline_ns: int) -> None:
+    def _serve_until(self, deadline_ns: int, stopped: Callable[[], bool]) -> None:
         while (remaining_ns := deadline_ns - self._clock.now_ns() - _GUARD_NS) > NS_PER_MS:
-            received = self._server.poll(remaining_ns // NS_PER_MS)
+            if stopped():
+                raise _Ending
+            received = self._server.poll(min(remaining_ns // NS_PER_MS, _NOTICE_MS))
             if received is not None:
                 self._serve(*received)
 
