@@ -39,6 +39,7 @@ class RunConsole:
         with self._lock:
             if self._status is not None:
                 self._status.stop()
-            self._console.print(table(result))
+            if result["lateness_ms"]:
+                self._console.print(table(result))
             for text in summary(result):
                 self._console.print(escape(text))

@@ -103,7 +103,7 @@ class Controller:
             case "status":
                 self._finish(client, command.request_id, "done", "", self._status())
             case "stop":
-                self.loop.stop(f"stopped by the operator{': ' + command.text if command.text else ''}")
+                self.loop.stop(command.text[:200] or "stopped by the operator")
                 self._finish(client, command.request_id, "done", "stopped; `resume` goes on", {})
             case "resume":
                 self.loop.resume()

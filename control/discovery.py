@@ -39,7 +39,7 @@ def make_robot(name: str, clock: Clock, options: dict[str, Any]) -> Robot:
         raise RobotError(
             f"robot '{name}' ({points[0].value}) cannot be imported: {error}; is its extra installed?"
         ) from None
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise RobotError(f"robot '{name}' does not take these robot.options {options}: {error}") from None
     if not isinstance(robot, Robot):
         raise RobotError(f"robot '{name}' ({points[0].value}) is no control.robot.Robot: methods are missing")

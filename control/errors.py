@@ -35,5 +35,11 @@ class RobotError(SaccadeError, RuntimeError):
     """A robot that cannot be found, built or driven."""
 
 
+class RobotFailure(RobotError):
+    """A robot that was driven and then failed: the run ends with the robot held."""
+
+    exit_code = 1
+
+
 class MismatchError(SaccadeError, ValueError):
     """A policy and a robot that do not fit each other."""

@@ -17,6 +17,7 @@ import numpy as np
 from control.address import BusAddress
 from control.bus import Latest, Publisher
 from control.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock, Pacer
+from control.errors import RobotFailure
 from control.messages import ActionChunk, Frames, Instruction, Mode, RobotSpec, State
 from control.robot import Judge, Robot
 
@@ -117,9 +118,13 @@ class RobotHost:
             on_exit.callback(self._hold_at_the_end)
             log.info("robot '%s' is ready: %s", self._spec.name, self._rates())
             pacer = Pacer(self._clock, self._periods_ns["host"])
-            while not stopped():
-                pacer.wait()
-                self.step()
+            try:
+                while not stopped():
+                    pacer.wait()
+                    self.step()
+            except Exception as error:  # a driver may raise anything, and the operator needs one clear line
+                fault = f"{type(error).__name__}: {error}"
+                raise RobotFailure(f"robot '{self._spec.name}' failed in mid-run: {fault}; see its driver") from error
 
     def _hold_at_the_end(self) -> None:
         self._robot.hold()

@@ -10,11 +10,13 @@ import os
 import sys
 from types import ModuleType
 
+from control.errors import RobotError
+
 _LIBRARIES = {"egl": "libEGL.so.1", "osmesa": "libOSMesa.so.8"}
 _PACKAGES = "`libegl1 libegl-mesa0 libgl1-mesa-dri` (MUJOCO_GL=egl) or `libosmesa6` (MUJOCO_GL=osmesa)"
 
 
-class RenderingUnavailable(RuntimeError):
+class RenderingUnavailable(RobotError):
     """MuJoCo found no OpenGL it could open, so there are no camera images; physics works without."""
 
     def __init__(self, cause: object) -> None:

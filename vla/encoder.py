@@ -19,7 +19,7 @@ import torch
 from control.clock import NS_PER_MS
 from control.messages import Features, Frames, Instruction
 from vla import weights
-from vla.errors import CameraError, FileFault, NonFiniteFeatures
+from vla.errors import CameraError, DeviceFault, FileFault, NonFiniteFeatures
 from vla.policy import load_part, view_aggregation, view_pooling
 from vla.policy_spec import PolicySpec, identify, load_spec
 from vla.pooling import ViewAggregation, ViewPooling
@@ -230,10 +230,10 @@ def _device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(
+            raise DeviceFault(
                 f"device '{name}' was asked for, but torch sees no CUDA GPU: use 'cpu', or install CUDA torch"
             )
         torch.set_float32_matmul_precision("high")  # TF32 for the little that stays in float32
     elif device.type != "cpu":
-        raise ValueError(f"device '{name}' is not supported: use 'cpu', 'cuda' or 'cuda:N'")
+        raise DeviceFault(f"device '{name}' is not supported: use 'cpu', 'cuda' or 'cuda:N'")
     return device

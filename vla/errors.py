@@ -17,8 +17,8 @@ class FileFault(VlaError, ValueError):
     """A policy or model file is missing, damaged or of another kind: names file, expected, got, likely cause."""
 
 
-class PolicyMismatch(VlaError, ValueError):
-    """A policy does not fit the robot or the encoder it is used with."""
+class DeviceFault(VlaError, ValueError):
+    """The device that was asked for is not there. It is never replaced by a slower one."""
 
 
 class EncodeError(VlaError, ValueError):

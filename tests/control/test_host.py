@@ -6,6 +6,7 @@ from rig import two_joint_spec
 
 from control.bus import Latest, Publisher
 from control.clock import NS_PER_MS, FakeClock
+from control.errors import RobotFailure
 from control.host import Follower, RobotHost
 from control.messages import ActionChunk, Instruction, Mode
 
@@ -158,7 +159,7 @@ def test_the_host_publishes_spec_state_and_frames_and_follows_actions(bus):
 def test_whatever_ends_the_host_the_robot_is_held_and_then_closed(bus):
     robot = ScriptedRobot()
     robot.read_frames = lambda: (_ for _ in ()).throw(RuntimeError("camera unplugged"))
-    with pytest.raises(RuntimeError, match="camera unplugged"):
+    with pytest.raises(RobotFailure, match="robot 'two-joint' failed in mid-run: RuntimeError: camera unplugged"):
         RobotHost(robot, bus).run(lambda: False)
     assert robot.calls == ["connect", "hold", "close"]
 
