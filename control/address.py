@@ -65,9 +65,25 @@ def ipc_folder(name: str) -> Path:
     """The folder of the sockets of `ipc://NAME`; private to this user."""
     if name.startswith("/"):
         return Path(name)
+    return _base_folder() / name
+
+
+def _base_folder() -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    base = Path(runtime) if runtime else Path(tempfile.gettempdir()) / f"saccade-{os.getuid()}"
-    return base / name
+    return Path(runtime) if runtime else Path(tempfile.gettempdir()) / f"saccade-{os.getuid()}"
+
+
+def _make_private(folder: Path) -> None:
+    """Make the folder if need be. Whoever may write in it, or in the one above, could put a socket in our place."""
+    for part in (folder.parent, folder) if folder.parent == _base_folder() else (folder,):
+        part.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = part.stat()
+        if found.st_uid != os.getuid() or found.st_mode & 0o022:
+            state = f"owner {found.st_uid}, mode {found.st_mode & 0o777:o}"
+            raise BusError(
+                f"bus folder {part} can be changed by other users ({state}):"
+                " `chmod 700` it if it is yours, or choose another bus address"
+            )
 
 
 class Lease:
@@ -81,10 +97,7 @@ class Lease:
         if not endpoint.startswith("ipc://"):
             return
         path = Path(endpoint.removeprefix("ipc://") + ".lock")
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        owner = path.parent.stat().st_uid
-        if owner != os.getuid():
-            raise BusError(f"bus folder {path.parent} belongs to user {owner}, not to you; choose another bus address")
+        _make_private(path.parent)
         self._file = open(path, "a+")  # noqa: SIM115 - held until release
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

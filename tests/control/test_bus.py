@@ -138,6 +138,14 @@ def test_the_socket_folder_is_closed_to_other_users(tmp_path_factory, monkeypatc
     publisher.close()
 
 
+def test_a_socket_folder_that_others_may_change_is_refused(tmp_path):
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(BusError, match="open can be changed by other users .*mode 777.*`chmod 700`"):
+        Publisher(BusAddress(f"ipc://{folder}"), "state")
+
+
 def serve(server, answers, stop):
     while not stop.is_set():
         received = server.poll(20)
