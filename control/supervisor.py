@@ -52,6 +52,7 @@ class Supervisor:
         self._pause_s = restart_backoff_s
         self._restart_at_s: float | None = None
         self._mode: Mode | None = None
+        self._client = CommandClient(bus)
         self._status: dict[str, Any] = {}  # the controller's own, asked once a second
 
     def run(self, stopped: Callable[[], bool], duration_s: float | None) -> int:
@@ -66,7 +67,7 @@ class Supervisor:
             self._ask_status()
         finally:
             self._end_in_order()
-            for port in (cycles, features, self._script):
+            for port in (cycles, features, self._script, self._client):
                 port.close()
             lease.release()
         return code
@@ -175,13 +176,10 @@ class Supervisor:
         }
 
     def _ask_status(self) -> None:
-        client = CommandClient(self._bus)
         try:
-            self._status = client.request("status", answer_s=_ANSWER_S).values
+            self._status = self._client.request("status", answer_s=_ANSWER_S).values
         except SaccadeError:
             return  # too busy just now, and asked again in a second; a dead controller is found elsewhere
-        finally:
-            client.close()
 
     def memory_mb(self) -> dict[str, dict[str, float]]:
         keys = ("first", "last", "max")
@@ -194,14 +192,12 @@ class Supervisor:
         """Hold the robot, then end controller, encoder and robot host; whatever is left after that is killed."""
         controller = self._children.get("controller")
         if controller is not None and controller.is_running():
-            client = CommandClient(self._bus)
             try:
-                client.request("stop", "the run is ending", answer_s=_ANSWER_S)
+                self._client.request("stop", "the run is ending", answer_s=_ANSWER_S)
             except SaccadeError as error:
                 self._show(
                     f"       run | the controller did not answer `stop` ({error}); the robot's watchdog holds it"
                 )
-            client.close()
         encoder = self._children.get("encoder")
         if encoder is not None and encoder.is_running():
             encoder.process.terminate()
