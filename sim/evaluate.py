@@ -2,7 +2,8 @@
 fake clock.
 
 Knows the simulated robot, and asks any encoder and head through their protocols. The age is exact: what is acted on at
-a tick was captured `feature_age_ms` before it, however long encoding really took.
+a tick was captured `feature_age_ms` before it, however long encoding really took. An age or a period that the steps of
+the lockstep cannot hold exactly is refused.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from control.clock import NS_PER_MS, NS_PER_S, FakeClock, Tick
+from control.errors import ConfigError
 from control.head import ActionHead
 from control.host import Follower
 from control.loop import ControlLoop, LoopSettings, Ports
@@ -24,7 +26,6 @@ from sim.tabletop import TabletopRobot
 from sim.tasks import Task
 
 STEP_NS = 10 * NS_PER_MS  # the host's rate, and the resolution of the feature age
-WATCHDOG_NS = 300 * NS_PER_MS
 
 
 class FrameEncoder(Protocol):
@@ -61,6 +62,27 @@ class _Inbox:
         return noun
 
 
+def check_lockstep(settings: LoopSettings, feature_age_ms: float) -> None:
+    """Raise ConfigError for a control period or a feature age that would not be measured as it is named."""
+    step_ms = STEP_NS // NS_PER_MS
+    if settings.period_ns <= 0 or settings.period_ns % STEP_NS:
+        raise ConfigError(
+            f"eval runs in steps of {step_ms} ms: the control period must be a multiple of them, got"
+            f" {settings.period_ns / NS_PER_MS:g} ms; choose a control.rate_hz like 5, 10, 20 or 50"
+        )
+    if not math.isfinite(feature_age_ms) or feature_age_ms < 0 or feature_age_ms % step_ms:
+        raise ConfigError(
+            f"a feature age must be 0 or a positive multiple of {step_ms} ms, got {feature_age_ms:g} ms: eval runs in"
+            f" steps of {step_ms} ms"
+        )
+    hold_after_ms = settings.freshness.hold_after_ms
+    if feature_age_ms >= hold_after_ms:
+        raise ConfigError(
+            f"at a feature age of {feature_age_ms:g} ms nothing would move: freshness.hold_after_ms is"
+            f" {hold_after_ms:g}; choose a younger age or raise hold_after_ms and stop_after_ms"
+        )
+
+
 def run_episode(
     robot: TabletopRobot,
     clock: FakeClock,
@@ -71,19 +93,23 @@ def run_episode(
     seed: int,
     task: Task,
     text: str,
+    watchdog_ns: int,
     feature_age_ms: float = 100.0,
     limit_s: float = 12.0,
 ) -> Outcome:
-    """One episode from the home pose until it is judged or `limit_s` has passed."""
+    """One episode from the home pose until a block is touched or `limit_s` has passed since the first features.
+
+    `watchdog_ns` is the robot host's. Raises ConfigError as `check_lockstep` does.
+    """
+    check_lockstep(settings, feature_age_ms)
     robot.reset(seed)
     spec_in, state_in, features_in, instruction_out, action_out, cycle_out = (_Inbox() for _ in range(6))
     ports = Ports(spec_in, state_in, features_in, instruction_out, action_out, cycle_out)
     loop = ControlLoop(clock, head, settings, ports, session=1)
-    follower = Follower(robot.spec, WATCHDOG_NS)
+    follower = Follower(robot.spec, watchdog_ns, STEP_NS)
     spec_in.send(robot.spec)
     instruction = loop.say(text)
     robot.begin(instruction)
-    commanded = robot.read_state()
     age_steps = round(feature_age_ms * NS_PER_MS / STEP_NS)
     tick_steps = settings.period_ns // STEP_NS
     encoded: deque[tuple[int, Features]] = deque()
@@ -93,15 +119,15 @@ def run_episode(
             frames = Frames(step + 1, clock.now_ns(), robot.read_frames())
             encoded.append((step + age_steps, encoder.encode(frames, instruction)))
         if encoded and encoded[0][0] <= step:
-            # The encode time that belongs to this age; how long this machine took is not part of the episode.
-            features_in.send(replace(encoded.popleft()[1], encode_ms=feature_age_ms / 2))
+            # How long this machine took is not part of the episode, and a constant age cannot flap.
+            features_in.send(replace(encoded.popleft()[1], encode_ms=0.0))
         if step % tick_steps == 0:
             state_in.send(State(step, clock.now_ns(), robot.read_state()))
             loop.tick(Tick(clock.now_ns(), 0, 0))
-            follower.take(action_out.poll(), commanded, clock.now_ns())
+            follower.take(action_out.poll(), robot.read_state(), clock.now_ns())
         target = follower.target(clock.now_ns())
         if target is not None:
-            commanded = robot.apply(target)
+            follower.commanded = robot.apply(target)
         clock.advance(STEP_NS)
         robot.judge()  # steps physics up to now
         step += 1
@@ -118,6 +144,7 @@ def run_episodes(
     robot_options: dict[str, Any],
     drawn: Iterable[tuple[int, Task, str]],
     feature_age_ms: float,
+    watchdog_ns: int,
 ) -> Iterator[Outcome]:
     """The outcome of each of `drawn` (seed of the scene, task, wording), on one robot that is reset in between."""
     clock = FakeClock()
@@ -126,7 +153,16 @@ def run_episodes(
     try:
         for seed, task, text in drawn:
             yield run_episode(
-                robot, clock, encoder, head, settings, seed=seed, task=task, text=text, feature_age_ms=feature_age_ms
+                robot,
+                clock,
+                encoder,
+                head,
+                settings,
+                seed=seed,
+                task=task,
+                text=text,
+                watchdog_ns=watchdog_ns,
+                feature_age_ms=feature_age_ms,
             )
     finally:
         robot.close()
