@@ -48,11 +48,15 @@ def choose_backend() -> None:
 
 
 def load_mujoco() -> ModuleType:
-    """The mujoco module, imported with a backend that exists."""
+    """The mujoco module, imported with a backend that exists. Raises RobotError where it is not installed."""
     choose_backend()
     try:
         import mujoco
     except (ImportError, AttributeError, RuntimeError) as cause:
+        if isinstance(cause, ModuleNotFoundError) and cause.name == "mujoco":
+            raise RobotError(
+                "the simulated robot needs MuJoCo, which is not installed; install it with `pip install -e '.[sim]'`"
+            ) from None
         if "MUJOCO_GL" in str(cause) or "gl" in str(cause).lower():
             raise RenderingUnavailable(cause) from cause
         raise

@@ -6,6 +6,10 @@ import sys
 
 import pytest
 
+from control.clock import FakeClock
+from control.errors import RobotError
+from sim.tabletop import TabletopRobot
+
 CONNECT = (
     "from control.clock import FakeClock; from sim.tabletop import TabletopRobot, RenderingUnavailable\n"
     "robot = TabletopRobot(FakeClock(), cameras=['top'])\n"
@@ -51,3 +55,9 @@ def test_without_opengl_physics_runs_and_connect_names_the_packages():
     said = output(CONNECT, MUJOCO_GL="disable")
     assert "MuJoCo cannot open OpenGL for the cameras (MUJOCO_GL=disable)" in said
     assert "`libegl1 libegl-mesa0 libgl1-mesa-dri` (MUJOCO_GL=egl) or `libosmesa6` (MUJOCO_GL=osmesa)" in said
+
+
+def test_without_mujoco_the_robot_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    with pytest.raises(RobotError, match=r"needs MuJoCo, which is not installed; .*`pip install -e '\.\[sim\]'`"):
+        TabletopRobot(FakeClock()).connect()
