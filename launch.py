@@ -46,16 +46,18 @@ def run(
     set_: SetOption = None,
     say: Annotated[str | None, typer.Option(help="First instruction.")] = None,
     duration: Annotated[
-        float | None, typer.Option(metavar="S", help="End this long after the first RUN cycle.")
+        float | None, typer.Option(metavar="S", min=0.1, help="End this long after the first RUN cycle.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the simulated scene.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the simulated scene.")] = None,
     episodes: Annotated[
         int,
         typer.Option(
-            metavar="N", help="Instead of --say: N seeded tasks of the simulator, the blocks placed anew for each."
+            metavar="N",
+            min=0,
+            help="Instead of --say: N seeded tasks of the simulator, the blocks placed anew for each.",
         ),
     ] = 0,
-    episode_s: Annotated[float, typer.Option(metavar="S", help="Length of an episode.")] = 15.0,
+    episode_s: Annotated[float, typer.Option(metavar="S", min=1.0, help="Length of an episode.")] = 15.0,
     random_weights: Annotated[
         bool,
         typer.Option(
@@ -85,6 +87,8 @@ def run(
         overrides.append("encoder.random_weights=true")
     settings = _load(config, overrides)
     _check_policy(settings)
+    _check_writable(report)
+    where = environment()
     texts = [say] if say else []
     if episodes:
         from sim.tasks import episodes as sample_episodes
@@ -98,7 +102,7 @@ def run(
     children = [
         Child(name, python_command(Path(__file__).resolve(), subcommand, arguments))
         for name, subcommand in names
-        if not (name == "robot" and settings.robot.name == REMOTE)
+        if not (name == "robot" and settings.robot.name == REMOTE) and not (name == "encoder" and settings.bus.encoder)
     ]
     figures = RunFigures(1000 / settings.control.rate_hz, 1000 / settings.robot.camera_hz, started_ns)
     console = RunConsole()
@@ -116,7 +120,7 @@ def run(
         is_terminal=console.is_terminal,
     )
     code = supervisor.run(stopped, duration)
-    result = supervisor.result() | {"config": settings.model_dump(mode="json"), **environment()}
+    result = supervisor.result() | {"config": settings.model_dump(mode="json"), **where}
     console.summary(result)
     _write(report, result)
     raise typer.Exit(code)
@@ -170,15 +174,18 @@ def controller(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, pa
     from control.clock import MonotonicClock
     from control.controller import Controller
     from vla.policy import load_head
+    from vla.policy_spec import load_spec
 
     torch.set_num_threads(1)
-    head = load_head(Path(settings.encoder.policy), settings.encoder.random_weights)
+    folder = Path(settings.encoder.policy)
+    head = load_head(folder, settings.encoder.random_weights)
     process = Controller(
         settings.bus.build(),
         head,
         settings.loop_settings(),
         clock=MonotonicClock(),
         realtime=settings.control.realtime,
+        find_misfits=load_spec(folder).fits,
     )
     process.run(stopped)
 
@@ -236,7 +243,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Policy folder to write.")],
     minutes: Annotated[float, typer.Option(help="Training time on one CPU core, rendering included.")] = 50.0,
     batch_size: Annotated[int, typer.Option(min=2, max=1024)] = 32,
-    seed: Annotated[int, typer.Option(help="Seed of scenes and weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of scenes and weights.")] = 0,
 ) -> None:
     """Train the embedded policy on the simulator: backbone, pooling and head, end to end, from nothing else."""
     import itertools
@@ -272,7 +279,7 @@ def evaluate(
     episodes: Annotated[int, typer.Option(min=1, metavar="N", help="Seeded episodes at each feature age.")] = 40,
     feature_age: Annotated[str, typer.Option(metavar="MS,MS", help="Feature ages to charge, in ms.")] = "100,300,600",
     wordings: Annotated[str, typer.Option(help="seen in training, or unseen.")] = "unseen",
-    seed: Annotated[int, typer.Option(help="Seed of the list of episodes.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the list of episodes.")] = 1000,
     report: ReportOption = None,
 ) -> None:
     """Success of a policy in the simulator, in lockstep, at any feature age: the same loop and safety gate as live."""
@@ -292,7 +299,12 @@ def evaluate(
     except ValueError:
         raise typer.BadParameter(f"--feature-age takes numbers of ms like 100,300, got '{feature_age}'") from None
     settings = _load(config, set_)
+    if settings.robot.name != "tabletop" or settings.encoder.random_weights:
+        raise typer.BadParameter(
+            "eval needs robot.name tabletop and a trained policy: it judges tasks of that table"
+        )
     _check_policy(settings)
+    _check_writable(report)
     torch.set_num_threads(settings.encoder.threads)
     folder = Path(settings.encoder.policy)
     encoder, head = load_encoder(folder, settings.encoder.device, 1), load_head(folder)
@@ -300,7 +312,9 @@ def evaluate(
     success: dict[str, object] = {}
     for age_ms in ages_ms:
         shown = track(drawn, f"age {age_ms:g} ms", transient=True)
-        outcomes = judging.run_episodes(encoder, head, settings.loop_settings(), settings.robot.options, shown, age_ms)
+        outcomes = judging.run_episodes(
+            encoder, head, settings.loop_settings(), settings.robot.options, shown, age_ms, settings.watchdog_ns
+        )
         row = success[f"{age_ms:g}"] = judging.summarise(outcomes)
         low, high = row["ci95"]
         typer.echo(
@@ -323,15 +337,22 @@ def _check_policy(settings: Config) -> list[str]:
     from control.clock import MonotonicClock
     from control.discovery import REMOTE, make_robot
     from control.errors import MismatchError
+    from control.safety import Limits
     from vla.policy_spec import identify, load_spec
 
     folder = Path(settings.encoder.policy)
     spec = load_spec(folder)
     policy_id = identify(folder, settings.encoder.random_weights)
     lines = [f"policy {policy_id} ({spec.name}): cameras {', '.join(spec.cameras)}"]
+    if 0 < spec.feature_age_ms[1] < settings.freshness.hold_after_ms:
+        lines.append(
+            f"note: RUN is allowed up to {settings.freshness.hold_after_ms:g} ms of feature age,"
+            f" the policy was trained up to {spec.feature_age_ms[1]:.0f} ms"
+        )
     if settings.robot.name == REMOTE:
         return [*lines, "robot: remote; its host is checked when it speaks"]
     robot = make_robot(settings.robot.name, MonotonicClock(), settings.robot.options)
+    Limits.of(robot.spec, 1.0, settings.safety.workspace, settings.safety.allow_unlimited)
     problems = spec.fits(robot.spec)
     if problems:
         raise MismatchError(
@@ -348,6 +369,8 @@ def _process(name: str, config: Path, overrides: list[str] | None, parent: int) 
     from control.host import stop_on_signals
 
     _log_to_stderr(name)
+    if parent:
+        os.set_blocking(sys.stderr.fileno(), False)  # a supervisor that does not read must not stop the loop
     signalled = stop_on_signals()
     return _load(config, overrides), lambda: signalled() or (parent != 0 and os.getppid() != parent)
 
@@ -365,9 +388,19 @@ def _command(verb: str, config: Path, overrides: list[str] | None, text: str = "
     return reply.values
 
 
+def _check_writable(report: Path | None) -> None:
+    """Before the work and not after it: figures that cannot be written are lost."""
+    if report is None:
+        return
+    try:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.open("a").close()
+    except OSError as error:
+        raise typer.BadParameter(f"--report {report} cannot be written: {error.strerror}") from None
+
+
 def _write(report: Path | None, result: dict) -> None:
     if report is not None:
-        report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

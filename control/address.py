@@ -53,7 +53,7 @@ class BusAddress:
             raise BusError(
                 f"bus address '{base}': expected ipc://NAME, ipc:///FOLDER or tcp://HOST:PORT, port 1024..65000"
             )
-        if host not in ("127.0.0.1", "localhost", "[::1]") and not self.allow_remote:
+        if host not in ("127.0.0.1", "localhost") and not self.allow_remote:
             raise BusError(
                 f"bus address '{base}' is open to the network, and whoever reaches it can command the robot;"
                 " use tcp://127.0.0.1:PORT, or set bus.allow_remote: true on a network you trust"
@@ -87,18 +87,22 @@ def _make_private(folder: Path) -> None:
 
 
 class Lease:
-    """Holds an endpoint for this process. ZeroMQ itself would silently take over an ipc path that is in use.
+    """Holds an endpoint for this process. ZeroMQ itself would silently take over an ipc path that is in use, and a
+    second run on a tcp address would talk to the first one's controller before its own fails to bind.
 
     The kernel gives the lock back when the process ends, however it ends.
     """
 
     def __init__(self, endpoint: str) -> None:
-        self._file = None
-        if not endpoint.startswith("ipc://"):
-            return
-        path = Path(endpoint.removeprefix("ipc://") + ".lock")
-        _make_private(path.parent)
-        self._file = open(path, "a+")  # noqa: SIM115 - held until release
+        scheme, _, rest = endpoint.partition("://")
+        path = Path(rest + ".lock") if scheme == "ipc" else _base_folder() / f"{scheme}-{rest.replace(':', '-')}.lock"
+        try:
+            _make_private(path.parent)
+            self._file = open(path, "a+")  # noqa: SIM115 - held until release
+        except OSError as error:
+            if isinstance(error, BusError):
+                raise
+            raise BusError(f"bus address {endpoint}: {path} cannot be made: {error.strerror}") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -114,6 +118,12 @@ class Lease:
         self._file.flush()
 
     def release(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Twice is fine."""
+        self._file.close()
+
+
+def check_free(bus: BusAddress, owners: set[str]) -> None:
+    """Raises BusError when another process of this machine holds a topic that one of these owners would bind."""
+    for topic, owner in OWNERS.items():
+        if owner in owners:
+            Lease(bus.endpoint(topic)).release()

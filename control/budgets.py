@@ -9,7 +9,7 @@ def budgets(config: Config) -> list[str]:
     """A line each; no figure here is measured, all follow from the config."""
     period_ms, camera_ms = 1000 / config.control.rate_hz, 1000 / config.robot.camera_hz
     fresh = config.freshness
-    encode_ms = (fresh.hold_after_ms - period_ms) / 2
+    encode_ms = (fresh.hold_after_ms - period_ms - camera_ms) / 2
     full_speed_ms = (fresh.slow_after_ms - period_ms - camera_ms) / 2
     return [
         f"periods: control {period_ms:g} ms, camera {camera_ms:g} ms, robot host {1000 / config.robot.host_hz:g} ms",

@@ -31,9 +31,18 @@ class Verdict:
 class FeatureCache:
     """`session` must differ from that of any earlier controller the encoder may remember."""
 
-    def __init__(self, session: int, policy_id: str, freshness: Freshness, period_ms: float, switch_max_ms: float):
+    def __init__(
+        self,
+        session: int,
+        policy_id: str,
+        freshness: Freshness,
+        period_ms: float,
+        camera_period_ms: float,
+        switch_max_ms: float,
+    ) -> None:
         self._session, self._policy_id = session, policy_id
-        self._freshness, self._period_ms, self._switch_max_ms = freshness, period_ms, switch_max_ms
+        self._freshness, self._switch_max_ms = freshness, switch_max_ms
+        self._period_ms, self._camera_period_ms = period_ms, camera_period_ms
         self.acting: Instruction | None = None
         self.pending: Instruction | None = None
         self.features: Features | None = None
@@ -128,11 +137,12 @@ class FeatureCache:
     def _would_flap(self) -> str:
         """Why these limits would alternate between RUN and HOLD although all is well, '' when they would not."""
         encode_ms = statistics.median(self._encode_ms)
-        bound_ms = 2 * encode_ms + self._period_ms
-        if bound_ms <= self._freshness.hold_after_ms:
+        period_ms, camera_ms, hold_ms = self._period_ms, self._camera_period_ms, self._freshness.hold_after_ms
+        bound_ms = 2 * encode_ms + period_ms + camera_ms
+        if bound_ms <= hold_ms:
             return ""
         return (
-            f"hold_after_ms {self._freshness.hold_after_ms:g} is under 2 x encode ({encode_ms:.0f}) + period"
-            f" ({self._period_ms:.0f}) = {bound_ms:.0f} ms and would flap between RUN and HOLD;"
+            f"hold_after_ms {hold_ms:g} is under 2 x encode ({encode_ms:.0f}) + period ({period_ms:.0f})"
+            f" + camera period ({camera_ms:.0f}) = {bound_ms:.0f} ms and would flap between RUN and HOLD;"
             " raise freshness.hold_after_ms"
         )

@@ -62,9 +62,11 @@ class Child:
     def _kill_group(self) -> None:
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(0.2)
         except ProcessLookupError:
             return
-        self.process.wait(1.0)
+        except subprocess.TimeoutExpired:  # hung in the kernel, a driver most often: nothing more can be done from here
+            log.error("%s (process %d) does not end even when killed", self.name, self.process.pid)
 
     def measure_memory(self) -> None:
         try:

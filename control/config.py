@@ -122,11 +122,17 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _a_period_fits_into_every_limit(self) -> Config:
-        period_ms = 1000 / self.control.rate_hz
-        if self.freshness.hold_after_ms <= period_ms:
+        period_ms, camera_ms = 1000 / self.control.rate_hz, 1000 / self.robot.camera_hz
+        if self.freshness.hold_after_ms <= period_ms + camera_ms:
             raise ValueError(
                 f"freshness.hold_after_ms {self.freshness.hold_after_ms:g} must be over one control period"
-                f" ({period_ms:g} ms) plus twice the encode time, or the mode would flap"
+                f" ({period_ms:g} ms) plus one camera period ({camera_ms:g} ms) plus twice the encode time,"
+                " or the mode would flap"
+            )
+        if self.control.state_max_age_ms <= 1000 / self.robot.state_hz:
+            raise ValueError(
+                f"control.state_max_age_ms {self.control.state_max_age_ms:g} must be over the time between two states"
+                f" ({1000 / self.robot.state_hz:g} ms), or the mode would flap"
             )
         if self.robot.watchdog_ms <= period_ms:
             raise ValueError(
@@ -142,6 +148,7 @@ class Config(_Section):
             state_max_age_ms=self.control.state_max_age_ms,
             switch_max_ms=self.control.switch_max_ms,
             max_missed_ticks=self.control.max_missed_ticks,
+            camera_period_ms=1000 / self.robot.camera_hz,
             workspace=self.safety.workspace,
             allow_unlimited=self.safety.allow_unlimited,
         )

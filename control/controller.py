@@ -17,7 +17,8 @@ from control.bus import CommandServer, Latest, Publisher
 from control.clock import NS_PER_MS, NS_PER_S, MonotonicClock, Pacer, Tick
 from control.head import ActionHead
 from control.loop import ControlLoop, LoopSettings, Ports
-from control.messages import Command, Cycle, Mode, Reply
+from control.messages import Command, Cycle, Mode, Reply, RobotSpec
+from control.reasons import kind
 
 log = logging.getLogger("controller")
 
@@ -27,7 +28,7 @@ _REALTIME_PRIORITY = 20
 
 
 def ask_for_realtime() -> str:
-    """SCHED_FIFO for this process where the machine permits it; returns what was granted, for the report."""
+    """SCHED_FIFO for this thread where the machine permits it; returns what was granted, for the report."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_REALTIME_PRIORITY))
         return f"SCHED_FIFO {_REALTIME_PRIORITY}"
@@ -43,7 +44,14 @@ class Controller:
     """Serves commands between ticks and answers each: `say` when the switch is made, the others at once."""
 
     def __init__(
-        self, bus: BusAddress, head: ActionHead, settings: LoopSettings, *, clock: MonotonicClock, realtime: bool
+        self,
+        bus: BusAddress,
+        head: ActionHead,
+        settings: LoopSettings,
+        *,
+        clock: MonotonicClock,
+        realtime: bool,
+        find_misfits: Callable[[RobotSpec], list[str]],
     ) -> None:
         self._clock = clock
         self._period_ns = settings.period_ns
@@ -55,7 +63,8 @@ class Controller:
             Publisher(bus, "cycle", queue=1000),
         )
         session = clock.now_ns() // NS_PER_MS  # differs from every earlier controller of this machine since its start
-        self.loop = ControlLoop(clock, head, settings, Ports(*self._inboxes, *self._outboxes), session)
+        ports = Ports(*self._inboxes, *self._outboxes)
+        self.loop = ControlLoop(clock, head, settings, ports, session, find_misfits)
         self._waiting: list[tuple[bytes, int, int]] = []  # client, request id, instruction id
         self._resuming: list[tuple[bytes, int]] = []
         self._cycle: Cycle | None = None
@@ -78,7 +87,7 @@ class Controller:
                 except _Ending:
                     break
                 cycle = self._cycle = self.loop.tick(tick)
-                if (cycle.mode, _kind(cycle.reason)) != (mode, _kind(reason)):
+                if (cycle.mode, kind(cycle.reason)) != (mode, kind(reason)):
                     log.info("%s%s", cycle.mode, f": {cycle.reason}" if cycle.reason else "")
                     mode, reason = cycle.mode, cycle.reason
                 self._answer_waiting(cycle)
@@ -168,8 +177,3 @@ class Controller:
             "pid": os.getpid(),
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
-
-
-def _kind(reason: str) -> str:
-    """A reason without its numbers: a growing age is one event, not ten a second."""
-    return "".join(character for character in reason if not character.isdigit())

@@ -35,7 +35,7 @@ def make_robot(name: str, clock: Clock, options: dict[str, Any]) -> Robot:
         )
     try:
         robot = points[0].load()(clock, **options)
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise RobotError(
             f"robot '{name}' ({points[0].value}) cannot be imported: {error}; is its extra installed?"
         ) from None

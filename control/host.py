@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from control.address import BusAddress
 from control.bus import Latest, Publisher
 from control.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock, Pacer
-from control.errors import RobotFailure
+from control.errors import RobotFailure, SaccadeError
 from control.messages import ActionChunk, Frames, Instruction, Mode, RobotSpec, State
 from control.robot import Judge, Robot
 
@@ -25,33 +25,52 @@ log = logging.getLogger("robot")
 
 
 class Follower:
-    """Interpolates a chunk at the host's rate: row k is due k + 1 periods after its stamp, straight lines between."""
+    """Interpolates a chunk at the host's rate: row k is due k + 1 periods after its stamp, straight lines between.
 
-    def __init__(self, spec: RobotSpec, watchdog_ns: int) -> None:
+    No two targets are further apart than the robot's velocity limit allows in one host period, whatever came late: a
+    chunk that arrives overdue, a stall of this process, an arm that stands elsewhere than the controller thinks.
+    """
+
+    def __init__(self, spec: RobotSpec, watchdog_ns: int, host_period_ns: int) -> None:
         self._spec = spec
         self._watchdog_ns = watchdog_ns
+        self._max_step = spec.max_velocity * (host_period_ns / NS_PER_S)
         self._chunk: ActionChunk | None = None
         self._from: np.ndarray | None = None
         self._from_ns = 0
+        self.commanded: np.ndarray | None = None  # (A,) the newest command, None while only a measurement can tell
         self.reason = "no action yet"
 
-    def take(self, chunk: ActionChunk, start: np.ndarray | None, now_ns: int) -> None:
-        """A new chunk replaces the one before; the way to it begins at `start` (A,) now, None: at its first row."""
+    def take(self, chunk: ActionChunk, measured: np.ndarray | None, now_ns: int) -> None:
+        """A new chunk replaces the one before. Its way begins at the last command, else at what is `measured` (A,).
+
+        With STOP the last command is forgotten: the arm may be moved by hand until it is resumed.
+        """
+        if chunk.mode is Mode.STOP:
+            self.commanded = None
         self._chunk, self._from_ns = chunk, now_ns
-        self._from = chunk.targets[:1] if start is None else start
+        self._from = measured if self.commanded is None else self.commanded
 
     def target(self, now_ns: int) -> np.ndarray | None:
-        """(A,) to command now, None to hold; `reason` says why."""
+        """(A,) to command now, None to hold; `reason` says why. Report what was really commanded to `commanded`."""
         chunk = self._chunk
         self.reason = self._find_fault(chunk, now_ns)
-        if self.reason or chunk is None or self._from is None:
+        if self.reason or chunk is None:
             return None
+        start = chunk.targets[0] if self._from is None else self._from  # nobody measures it: begin at the first target
+        reference = start if self.commanded is None else self.commanded
         period_ns = chunk.period_s * NS_PER_S
         points_ns = chunk.stamp_ns + period_ns * np.arange(1, len(chunk.targets) + 1)
         times = np.concatenate(([self._from_ns], np.maximum(points_ns, self._from_ns + 1)))
-        path = np.vstack((self._from, chunk.targets))
-        target = np.array([np.interp(now_ns, times, column) for column in path.T])
-        return np.clip(target, self._spec.action_low, self._spec.action_high)
+        path = np.vstack((start, chunk.targets))
+        wanted = np.array([np.interp(now_ns, times, column) for column in path.T])
+        # An arm found outside its limits is led back at its velocity limit, not thrown back.
+        low, high = np.minimum(self._spec.action_low, reference), np.maximum(self._spec.action_high, reference)
+        target = reference + np.clip(np.clip(wanted, low, high) - reference, -self._max_step, self._max_step)
+        if not np.isfinite(target).all():
+            self.reason = "the way from the measured state to the action holds NaN or infinity"
+            return None
+        return target
 
     def _find_fault(self, chunk: ActionChunk | None, now_ns: int) -> str:
         if chunk is None:
@@ -60,8 +79,8 @@ class Follower:
             return f"controller is in {chunk.mode}"
         if chunk.targets.ndim != 2 or chunk.targets.shape[1] != len(self._spec.action_names) or not len(chunk.targets):
             return f"action of shape {chunk.targets.shape}, expected (H, {len(self._spec.action_names)})"
-        if not np.isfinite(chunk.targets).all() or not chunk.period_s > 0:
-            return "action with NaN, infinity or no period"
+        if not np.isfinite(chunk.targets).all() or not 0.001 <= chunk.period_s <= 10.0:
+            return "action with NaN, infinity, or a period outside 0.001..10 s"
         age_ns = now_ns - chunk.stamp_ns
         if age_ns > self._watchdog_ns:
             return f"watchdog: no action for {self._watchdog_ns / NS_PER_MS:.0f} ms"
@@ -90,7 +109,7 @@ class RobotHost:
         self._judge = robot if isinstance(robot, Judge) else None
         self._clock = clock or MonotonicClock()
         self._spec = robot.spec
-        self._follower = Follower(self._spec, watchdog_ns)
+        self._follower = Follower(self._spec, watchdog_ns, round(NS_PER_S / host_hz))
         self._periods_ns = {
             "host": round(NS_PER_S / host_hz),
             "state": round(NS_PER_S / state_hz),
@@ -99,7 +118,6 @@ class RobotHost:
         }
         self._due_ns = dict.fromkeys(self._periods_ns, 0)
         self._seq = {"state": 0, "frames": 0}
-        self._commanded: np.ndarray | None = None
         self._moving = False
         self._instruction: tuple[int, int] = (0, 0)  # session, id
         self._rejected = 0
@@ -114,20 +132,30 @@ class RobotHost:
         with contextlib.ExitStack() as on_exit:
             on_exit.callback(self.close)
             on_exit.callback(self._robot.close)
-            self._robot.connect()
+            with self._explained("could not be connected"):
+                self._robot.connect()
             on_exit.callback(self._hold_at_the_end)
             log.info("robot '%s' is ready: %s", self._spec.name, self._rates())
             pacer = Pacer(self._clock, self._periods_ns["host"])
-            try:
+            with self._explained("failed in mid-run"):
                 while not stopped():
                     pacer.wait()
                     self.step()
-            except Exception as error:  # a driver may raise anything, and the operator needs one clear line
-                fault = f"{type(error).__name__}: {error}"
-                raise RobotFailure(f"robot '{self._spec.name}' failed in mid-run: {fault}; see its driver") from error
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """A driver may raise anything, and the operator needs one clear line."""
+        try:
+            yield
+        except SaccadeError:
+            raise
+        except Exception as error:
+            fault = f"{type(error).__name__}: {error}"
+            raise RobotFailure(f"robot '{self._spec.name}' {what}: {fault}; see its driver") from error
 
     def _hold_at_the_end(self) -> None:
-        self._robot.hold()
+        with self._explained("could not be held; use its emergency stop"):
+            self._robot.hold()
         log.info("the robot is held, with power on")
 
     def step(self) -> None:
@@ -150,20 +178,19 @@ class RobotHost:
             self._rejected = self._actions.rejected
             log.warning("refused a message: %s", self._actions.last_error)
         if chunk is not None:
-            self._follower.take(chunk, self._start_of_way(), now_ns)
+            needed = self._follower.commanded is None or chunk.mode is Mode.STOP
+            self._follower.take(chunk, self._measured() if needed else None, now_ns)
         target = self._follower.target(now_ns)
         if target is not None:
-            self._commanded = self._robot.apply(target)
+            self._follower.commanded = self._robot.apply(target)
         elif self._moving:
             self._robot.hold()
         if self._moving != (target is not None):
             self._moving = target is not None
             log.info("moving" if self._moving else f"holding: {self._follower.reason}")
 
-    def _start_of_way(self) -> np.ndarray | None:
-        """(A,) what is commanded; before the first command what is measured; None where that is not measured."""
-        if self._commanded is not None:
-            return self._commanded
+    def _measured(self) -> np.ndarray | None:
+        """(A,) the measured value of every action, None where one is not measured."""
         state = dict(zip(self._spec.state_names, self._robot.read_state(), strict=True))
         if not state.keys() >= set(self._spec.action_names):
             return None

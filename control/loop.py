@@ -7,6 +7,7 @@ meanwhile. The same object runs live, and in lockstep on a simulated clock.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from control.clock import NS_PER_MS, NS_PER_S, Clock, Tick
 from control.errors import MismatchError
 from control.head import ActionHead
 from control.messages import ActionChunk, Cycle, Instruction, Mode, RobotSpec, State
-from control.safety import MAX_BAD_TARGETS, Freshness, Gated, Limits, find_bad_target, gate, next_mode
+from control.safety import MAX_BAD_TARGETS, Freshness, Gated, Limits, find_bad_state, find_bad_target, gate, next_mode
 
 
 class Inbox(Protocol):
@@ -33,6 +34,9 @@ class Outbox(Protocol):
     def send(self, noun: Any) -> None: ...
 
 
+MAX_CHUNK_ROWS = 100  # a chunk is followed no longer than the robot's watchdog; 100 rows are a second at 100 Hz
+
+
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
     """`state_max_age_ms` and `switch_max_ms` lead to HOLD; `max_missed_ticks` is how many a single overrun may cost."""
@@ -42,6 +46,7 @@ class LoopSettings:
     state_max_age_ms: float
     switch_max_ms: float
     max_missed_ticks: int
+    camera_period_ms: float
     workspace: dict[str, tuple[float, float]]
     allow_unlimited: bool = False
 
@@ -61,16 +66,36 @@ class Ports:
 class ControlLoop:
     """Acts once a tick. `session` must differ from that of any earlier controller the encoder may remember."""
 
-    def __init__(self, clock: Clock, head: ActionHead, settings: LoopSettings, ports: Ports, session: int) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        head: ActionHead,
+        settings: LoopSettings,
+        ports: Ports,
+        session: int,
+        find_misfits: Callable[[RobotSpec], list[str]] = lambda spec: [],
+    ) -> None:
+        """`find_misfits` says in sentences why the policy cannot drive a robot; names are checked here in any case."""
+        self._find_misfits = find_misfits
         self._clock, self._head, self._settings, self._ports = clock, head, settings, ports
         period_ms = settings.period_ns / NS_PER_MS
-        self._cache = FeatureCache(session, head.policy_id, settings.freshness, period_ms, settings.switch_max_ms)
+        self._cache = FeatureCache(
+            session,
+            head.policy_id,
+            settings.freshness,
+            period_ms,
+            settings.camera_period_ms,
+            settings.switch_max_ms,
+        )
         self.mode = Mode.INIT
         self.reason = "waiting for the robot host"
         self.spec: RobotSpec | None = None
         self._limits: Limits | None = None
         self._state: State | None = None
+        self._sent: np.ndarray | None = None  # the newest chunk that moved the robot
         self._commanded: np.ndarray | None = None
+        self._is_lost = True  # whether the arm may stand elsewhere than commanded: begin again at what is measured
+        self._has_run = False
         self._bad_targets = 0
         self._stop_request = ""
         self._resume_request = False
@@ -95,7 +120,14 @@ class ControlLoop:
         return instruction
 
     def stop(self, reason: str) -> None:
+        """STOP is latched with the next tick; the robot is told at once."""
         self._stop_request = reason
+        now_ns, nothing = self._clock.now_ns(), np.empty((0, 0))
+        instruction_id = self.acting.id if self.acting else 0
+        period_s = self._settings.period_ns / NS_PER_S
+        self._ports.action.send(
+            ActionChunk(self._seq, now_ns, instruction_id, None, Mode.STOP, nothing, period_s, now_ns)
+        )
 
     def resume(self) -> None:
         self._resume_request = True
@@ -108,22 +140,29 @@ class ControlLoop:
         cache = self._cache
         cache.take(self._ports.features.poll(), began_ns)
         age_ms = cache.age_ms(began_ns)
-        verdict = cache.judge(began_ns, is_starting=self.mode is Mode.INIT)
+        verdict = cache.judge(began_ns, is_starting=not self._has_run)
         features_ns = self._clock.now_ns()
 
+        if state_fault:
+            self._is_lost = True
+        elif tick.missed and self._sent is not None and self.mode is Mode.RUN:
+            self._commanded = self._sent[min(tick.missed, len(self._sent) - 1)]  # the host went on along the chunk
         fault = state_fault or self._missed_fault(tick) or verdict.fault
         stop = self._stop_request or verdict.stop
+        head_failed = False
         targets, gated = None, Gated(np.empty((0, 0)), (), "")
         if not fault and not stop and (self.mode is not Mode.STOP or self._resume_request):
             assert cache.features is not None and self._state is not None and age_ms is not None
             targets, fault = self._ask_head(cache.features.tokens, self._state.values, age_ms)
+            head_failed = bool(fault)
         head_ns = self._clock.now_ns()
         if targets is not None:
             assert self.spec is not None and self._limits is not None and self._state is not None
             last = self._last_commanded(self.spec, self._limits, self._state)
             gated = gate(self._resample(targets, last), last, self._limits, verdict.speed)
             fault = gated.fault
-        self._bad_targets = self._bad_targets + 1 if fault.startswith("the head") else 0
+            head_failed = bool(fault)
+        self._bad_targets = self._bad_targets + 1 if head_failed else 0
         if self._bad_targets >= MAX_BAD_TARGETS:
             stop = f"{self._bad_targets} bad outputs of the head in a row: {fault}"
         self._change_mode(fault, stop, verdict.speed, age_ms)
@@ -146,10 +185,15 @@ class ControlLoop:
 
     def _read_robot(self) -> None:
         spec = self._ports.robot.poll()
-        if spec is None or (self.spec is not None and spec.name == self.spec.name):
+        if spec is None or (self.spec is not None and spec.equals(self.spec)):
             return
         if self.spec is not None:
-            raise MismatchError(f"robot '{self.spec.name}' was replaced by '{spec.name}' in mid-run; restart the run")
+            raise MismatchError(
+                f"robot '{self.spec.name}' was replaced in mid-run by '{spec.name}', with other cameras or limits;"
+                " restart the run"
+            )
+        if misfits := self._find_misfits(spec):
+            raise MismatchError(f"policy {self._head.policy_id} does not fit robot '{spec.name}': {'; '.join(misfits)}")
         for label, ours, theirs in (
             ("action", self._head.action_names, spec.action_names),
             ("state", self._head.state_names, spec.state_names),
@@ -172,7 +216,11 @@ class ControlLoop:
     def _read_state(self, now_ns: int) -> str:
         """Take the newest state; returns why it cannot be used."""
         inbox = self._ports.state
-        self._state = inbox.poll() or self._state
+        newest = inbox.poll()
+        if newest is not None:
+            if self._state is not None and newest.seq < self._state.seq:
+                self._is_lost = True  # the robot host was started again: the arm may be anywhere
+            self._state = newest
         if self.spec is None:
             return "waiting for the robot host"
         if self._state is None:
@@ -185,13 +233,7 @@ class ControlLoop:
             return (
                 f"the state is stamped {-age_ms:.0f} ms in the future: robot host and controller must share one clock"
             )
-        values, names = self._state.values, self.spec.state_names
-        if values.shape != (len(names),):
-            return f"the state has {values.shape[0]} values, expected {len(names)}: {', '.join(names)}"
-        if not np.isfinite(values).all():
-            index = int(np.flatnonzero(~np.isfinite(values))[0])
-            return f"the state of {names[index]} is {values[index]}: sensor or driver fault"
-        return ""
+        return find_bad_state(self._state.values, self.spec)
 
     def _missed_fault(self, tick: Tick) -> str:
         if tick.missed <= self._settings.max_missed_ticks:
@@ -203,9 +245,9 @@ class ControlLoop:
     def _ask_head(self, tokens: np.ndarray, state: np.ndarray, age_ms: float) -> tuple[np.ndarray | None, str]:
         try:
             return self._head.act(tokens, state, age_ms), ""
-        except (RuntimeError, ValueError, FloatingPointError) as error:
+        except Exception as error:  # whatever a head raises leads to HOLD, and to STOP when it goes on
             first_line = str(error).partition("\n")[0][:300]
-            return None, f"the head failed on features of shape {tokens.shape}: {first_line}"
+            return None, f"the head failed on features of shape {tokens.shape}: {type(error).__name__}: {first_line}"
 
     def _resample(self, targets: np.ndarray, last: np.ndarray) -> np.ndarray:
         """The chunk at the loop's period where the policy was trained at another; the way begins at `last` (A,)."""
@@ -214,15 +256,17 @@ class ControlLoop:
             return targets
         rows = np.vstack((last, targets))
         known_s = trained_s * np.arange(len(rows))
-        wanted_s = period_s * np.arange(1, max(1, round(known_s[-1] / period_s)) + 1)
+        count = min(max(1, round(known_s[-1] / period_s)), MAX_CHUNK_ROWS)
+        wanted_s = period_s * np.arange(1, count + 1)
         return np.column_stack([np.interp(wanted_s, known_s, column) for column in rows.T])
 
     def _last_commanded(self, spec: RobotSpec, limits: Limits, state: State) -> np.ndarray:
-        """(A,) the reference of the velocity limit: what was commanded, at first what is measured."""
-        if self._commanded is None:
+        """(A,) the reference of the velocity limit: the last command, or the measurement where that may be untrue."""
+        if self._commanded is None or self._is_lost:
             measured = dict(zip(spec.state_names, state.values, strict=True))
             middle = (limits.low + limits.high) / 2  # only where `allow_unlimited` accepts an unmeasured action
             self._commanded = np.array([measured.get(name, middle[i]) for i, name in enumerate(spec.action_names)])
+            self._is_lost = False
         return self._commanded
 
     def _change_mode(self, fault: str, stop: str, speed: float, age_ms: float | None) -> None:
@@ -230,7 +274,7 @@ class ControlLoop:
         self.mode = next_mode(before, fault=fault, stop=stop, resume=self._resume_request)
         if self.mode is Mode.STOP:
             self._latched = stop or self._latched
-            self._commanded = None  # the arm may be moved by hand meanwhile: start from what is measured
+            self._is_lost = True  # the arm may be moved by hand meanwhile
         slowed = f"features {age_ms:.0f} ms old: speed {speed:.0%}" if age_ms is not None and speed < 1 else ""
         self.reason = {Mode.RUN: slowed, Mode.STOP: self._latched}.get(self.mode, fault)
         if before is Mode.STOP and self.mode is not Mode.STOP:
@@ -239,7 +283,8 @@ class ControlLoop:
 
     def _chunk(self, now_ns: int, age_ms: float | None, gated: Gated) -> ActionChunk:
         if self.mode is Mode.RUN:
-            targets, self._commanded = gated.targets, gated.targets[0]
+            targets = self._sent = gated.targets
+            self._commanded, self._has_run = targets[0], True
         else:
             targets = np.empty((0, 0)) if self._commanded is None else self._commanded[np.newaxis]
         period_ns = self._settings.period_ns

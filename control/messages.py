@@ -8,7 +8,7 @@ of the robot's machine; arrays are read-only by agreement.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 import numpy as np
@@ -56,10 +56,22 @@ class RobotSpec:
             raise ValueError(f"robot '{self.name}': every action_low must be under its action_high")
         if not (self.max_velocity > 0).all():
             raise ValueError(f"robot '{self.name}': every max_velocity must be positive")
+        for camera, size in self.cameras.items():
+            if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+                raise ValueError(
+                    f"robot '{self.name}': camera '{camera}' must be (height, width) in pixels, got {size}"
+                )
         if not 0.001 <= self.action_period_s <= 1.0:
             raise ValueError(
                 f"robot '{self.name}': action_period_s must lie in 0.001..1.0 s, got {self.action_period_s}"
             )
+
+    def equals(self, other: RobotSpec) -> bool:
+        """Whether every field is the same, arrays included."""
+        ours, theirs = ([getattr(spec, item.name) for item in fields(spec)] for spec in (self, other))
+        return all(
+            np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in zip(ours, theirs, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,7 +1,8 @@
 """The figures of a run, from the cycles and features on the bus. Actions are counted as actions, encodes as encodes.
 
-Everything before the first RUN cycle is start-up: it is stated as `startup_s` and in no other figure. Percentiles look
-at the newest hour at most, so that memory stays bounded; counts cover the whole run.
+Everything before the first RUN cycle is start-up: it is stated as `startup_s` and in no other figure. Percentiles and
+the count over the age bound look at the newest 36,000 rows (an hour at 10 Hz), so that memory stays bounded; the other
+counts cover the whole run.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from control.clock import NS_PER_S
 from control.messages import Cycle, Features, Mode
+from control.reasons import kind
 
 _WINDOW = 36_000  # one hour at 10 Hz
 
@@ -53,7 +55,7 @@ class RunFigures:
         self._cycles.append(cycle)
         self._limits.update(cycle.limits)
         if cycle.reason and cycle.mode is not Mode.RUN:
-            self._reasons["".join("#" if c.isdigit() else c for c in cycle.reason)[:160]] += 1
+            self._reasons[kind(cycle.reason)[:160]] += 1
 
     def add_features(self, features: Features) -> None:
         if self._first is None:

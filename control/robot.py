@@ -33,7 +33,10 @@ class Robot(Protocol):
         ...
 
     def apply(self, targets: np.ndarray) -> np.ndarray:
-        """Command (A,) targets now; returns what was really commanded, which may be clipped by the driver."""
+        """Command (A,) targets now; returns what was really commanded, which may be clipped by the driver.
+
+        Raises ValueError for targets of another shape, and for NaN or infinity.
+        """
         ...
 
     def hold(self) -> None:
@@ -50,7 +53,7 @@ class Judge(Protocol):
     """What a robot adds when it can tell by itself whether a task is done: simulators, and rigs with sensors."""
 
     def begin(self, instruction: Instruction) -> None:
-        """A new instruction is acted on from now."""
+        """A new instruction was given; the arm goes on with the old one until its first features are in."""
         ...
 
     def judge(self) -> bool | None:

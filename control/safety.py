@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from control.errors import MismatchError
 from control.messages import Mode, RobotSpec
 
+OUTSIDE_TOLERANCE = 0.1  # of an action's range: how far outside its limits an arm may be found and led back
 MAX_BAD_TARGETS = 3  # non-finite or mis-shaped chunks in a row before STOP
 
 
@@ -55,11 +57,11 @@ class Limits:
         workspace: dict[str, tuple[float, float]] | None = None,
         allow_unlimited: bool = False,
     ) -> Limits:
-        """The robot's limits, narrowed by `workspace` (action name -> low, high). ValueError for unbounded ones."""
+        """The robot's limits, narrowed by `workspace` (action name -> low, high). MismatchError for unbounded ones."""
         workspace = workspace or {}
         unknown = workspace.keys() - set(spec.action_names)
         if unknown:
-            raise ValueError(
+            raise MismatchError(
                 f"safety.workspace names {', '.join(sorted(unknown))};"
                 f" robot '{spec.name}' has {', '.join(spec.action_names)}"
             )
@@ -67,7 +69,7 @@ class Limits:
         unbounded = ~(np.isfinite(low) & np.isfinite(high) & np.isfinite(spec.max_velocity))
         if unbounded.any() and not allow_unlimited:
             names = [name for name, bad in zip(spec.action_names, unbounded, strict=True) if bad]
-            raise ValueError(
+            raise MismatchError(
                 f"robot '{spec.name}' gives no finite limits for {', '.join(names)}; add them to its spec,"
                 " or accept the risk in plain words with safety.allow_unlimited: true"
             )
@@ -75,7 +77,7 @@ class Limits:
             if name in workspace:
                 low[index], high[index] = workspace[name]
         if not (np.maximum(low, spec.action_low) < np.minimum(high, spec.action_high)).all():
-            raise ValueError("safety.workspace leaves no room inside the robot's own limits")
+            raise MismatchError("safety.workspace leaves no room inside the robot's own limits")
         return cls(spec.action_names, spec.action_low, spec.action_high, spec.max_velocity * period_s, low, high)
 
 
@@ -85,6 +87,25 @@ class Gated(NamedTuple):
     targets: np.ndarray
     hit: tuple[str, ...]
     fault: str
+
+
+def find_bad_state(values: np.ndarray, spec: RobotSpec) -> str:
+    """Why this measurement (S,) cannot be acted on, '' when it can."""
+    names = spec.state_names
+    if values.shape != (len(names),):
+        return f"the state has {values.shape[0]} values, expected {len(names)}: {', '.join(names)}"
+    if not np.isfinite(values).all():
+        index = int(np.flatnonzero(~np.isfinite(values))[0])
+        return f"the state of {names[index]} is {values[index]}: sensor or driver fault"
+    measured = dict(zip(names, values, strict=True))
+    for name, low, high in zip(spec.action_names, spec.action_low, spec.action_high, strict=True):
+        tolerance = OUTSIDE_TOLERANCE * (high - low)
+        if name in measured and not low - tolerance <= measured[name] <= high + tolerance:
+            return (
+                f"the state of {name} is {measured[name]:.3g}, far outside its limits {low:.3g}..{high:.3g}:"
+                " wrong unit, or not calibrated?"
+            )
+    return ""
 
 
 def find_bad_target(targets: np.ndarray, actions: int) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from control.address import BusAddress, Lease
+from control.address import BusAddress, Lease, check_free
 from control.bus import CommandClient, Subscriber
 from control.child import Child
 from control.errors import SaccadeError
@@ -23,7 +23,7 @@ from control.script import Script
 
 EXIT_DONE, EXIT_NOT_POSSIBLE, EXIT_USAGE, EXIT_STOPPED, EXIT_DIED = 0, 1, 2, 3, 4
 _STATUS_PERIOD_S = {True: 0.25, False: 5.0}  # on a terminal, and in a log
-_ANSWER_S, _CONTROLLER_S, _ROBOT_S, _ENCODER_S = 0.4, 1.2, 1.5, 0.8  # the end of a run: 3.9 s at most
+_ANSWER_S, _CONTROLLER_S, _ROBOT_S, _ENCODER_S = 0.4, 1.2, 1.5, 0.8  # with the status 0.4 s more: 4.3 s
 _STABLE_S = 30.0  # an encoder that ran this long starts again with the shortest pause
 
 
@@ -48,7 +48,7 @@ class Supervisor:
         self._max_restarts, self._backoff_s = max_encoder_restarts, restart_backoff_s
         self._start_timeout_s = start_timeout_s
         self._show, self._show_status, self._is_terminal = show, show_status, is_terminal
-        self.encoder_restarts = 0
+        self.encoder_restarts = self._restarts_in_a_row = 0
         self._pause_s = restart_backoff_s
         self._restart_at_s: float | None = None
         self._mode: Mode | None = None
@@ -58,6 +58,7 @@ class Supervisor:
     def run(self, stopped: Callable[[], bool], duration_s: float | None) -> int:
         """Until `stopped()`, the duration has passed since the first RUN, or a process died for good; the exit code."""
         lease = Lease(self._bus.endpoint("command") + ".run")
+        check_free(self._bus, set(self._children))
         cycles = Subscriber(self._bus, "cycle", newest_only=False)
         features = Subscriber(self._bus, "features", newest_only=False)
         try:
@@ -120,23 +121,24 @@ class Supervisor:
                 continue
             code = child.process.returncode
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            if code == EXIT_USAGE:
+            if code == EXIT_USAGE and not self.figures.has_run:
                 self._show(f"       run | {child.name} {how}: nothing to restart, see its message above")
                 return EXIT_USAGE
             if child.name != "encoder":
                 self._show(f"       run | {child.name} {how}: ending the run with the robot held")
                 return EXIT_DIED
             if self._restart_at_s is None:
-                if self.encoder_restarts >= self._max_restarts:
-                    self._show(f"       run | encoder {how} for good after {self.encoder_restarts} restarts")
-                    return EXIT_DIED
                 if time.monotonic() - child.started_s > _STABLE_S:
-                    self._pause_s = self._backoff_s
+                    self._pause_s, self._restarts_in_a_row = self._backoff_s, 0
+                if self._restarts_in_a_row >= self._max_restarts:
+                    self._show(f"       run | encoder {how} for good after {self._restarts_in_a_row} restarts in a row")
+                    return EXIT_DIED
                 self._restart_at_s = time.monotonic() + self._pause_s
                 self._show(f"       run | encoder {how}: starting it again in {self._pause_s:g} s, the robot holds")
             elif time.monotonic() >= self._restart_at_s:
                 self._restart_at_s, self._pause_s = None, min(2 * self._pause_s, 30.0)
                 self.encoder_restarts += 1
+                self._restarts_in_a_row += 1
                 child.start(self._show)
         return None
 

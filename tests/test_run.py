@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import pytest
 from control.address import BusAddress
 from control.bus import CommandClient, Publisher, Subscriber
 from control.errors import CommandFailed
-from control.messages import State
+from control.messages import Frames, State
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +41,9 @@ class Run:
             start_new_session=True,
         )
         self.lines: list[str] = []
-        self._reader = threading.Thread(target=lambda: self.lines.extend(iter(self.process.stdout.readline, "")))
+        self._reader = threading.Thread(
+            target=lambda: self.lines.extend(iter(self.process.stdout.readline, "")), daemon=True
+        )
         self._reader.start()
         self.client = CommandClient(BusAddress(self.address))
 
@@ -94,13 +98,44 @@ class Run:
         return json.loads(self.report.read_text())
 
 
+@pytest.fixture
+def start() -> Iterator[Callable[..., Run]]:
+    """Starts runs, and ends whatever a failed test has left of them."""
+    runs: list[Run] = []
+
+    def start(*arguments: str, address: str | None = None) -> Run:
+        runs.append(Run(*arguments, address=address))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        if run.process.poll() is None:
+            children = run.children().values()
+            os.killpg(run.process.pid, signal.SIGKILL)
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """The first of eight free ports, below the range that the system hands out by itself."""
+    for base in range(20_000, 30_000, 10):
+        try:
+            for port in range(base, base + 8):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return base
+    raise AssertionError("no eight free ports in a row")
+
+
 def is_gone(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status")
     return not status.exists() or "State:\tZ" in status.read_text()
 
 
-def test_four_processes_touch_the_named_block_and_report_how_it_went():
-    run = Run("--say", "touch the red block", "--duration", "9", "--seed", "3")
+def test_four_processes_touch_the_named_block_and_report_how_it_went(start):
+    run = start("--say", "touch the red block", "--duration", "9", "--seed", "3")
     run.wait_for(lambda status: status["mode"] == "RUN")
     children = run.children()
     assert set(children) == {"robot", "encoder", "control"}
@@ -108,8 +143,8 @@ def test_four_processes_touch_the_named_block_and_report_how_it_went():
     report = run.result
     assert report["task_done"] is True, run.text
     assert report["instruction"] == "touch the red block"
-    assert report["modes"]["RUN"] >= 85 and report["encoder_restarts"] == 0
-    assert report["missed_ticks"] <= 2
+    assert report["modes"]["RUN"] >= 0.9 * report["cycles"] and report["encoder_restarts"] == 0
+    assert report["missed_ticks"] <= 0.02 * report["cycles"]
     assert report["feature_age_over_bound"] == 0
     wanted = {"action_hz", "encode_hz", "lateness_ms", "cycle_ms", "stage_ms", "state_age_ms", "switch_ms", "startup_s"}
     assert wanted | {"versions", "machine", "commit", "config", "encode_ms", "feature_age_ms", "cycles"} <= set(report)
@@ -117,8 +152,8 @@ def test_four_processes_touch_the_named_block_and_report_how_it_went():
     assert all(is_gone(pid) for pid in children.values())
 
 
-def test_the_running_controller_takes_commands_and_refuses_bad_ones():
-    run = Run("--say", "touch the green block")
+def test_the_running_controller_takes_commands_and_refuses_bad_ones(start):
+    run = start("--say", "touch the green block")
     try:
         run.wait_for(lambda status: status["mode"] == "RUN")
         reply = run.client.request("say", "touch the blue block")
@@ -133,7 +168,7 @@ def test_the_running_controller_takes_commands_and_refuses_bad_ones():
         assert run.client.request("resume").message.startswith("RUN")
         status = run.wait_for(lambda status: status["mode"] == "RUN")
         assert status["instruction"] == "touch the blue block"
-        second = Run("--say", "touch the red block", address=run.address)
+        second = start("--say", "touch the red block", address=run.address)
         assert second.finish() == 2
         assert "another run is going on" in second.text and "Traceback" not in second.text
         children = run.children()
@@ -148,14 +183,14 @@ def test_the_running_controller_takes_commands_and_refuses_bad_ones():
             run.finish()
 
 
-def test_an_encoder_that_is_stopped_holds_and_one_that_is_killed_comes_back():
-    run = Run("--say", "touch the yellow block", "--set", "freshness.stop_after_ms=60000")
+def test_an_encoder_that_is_stopped_holds_and_one_that_is_killed_comes_back(start):
+    run = start("--say", "touch the yellow block", "--set", "freshness.stop_after_ms=60000")
     try:
         run.wait_for(lambda status: status["mode"] == "RUN")
         encoder = run.children()["encoder"]
         os.kill(encoder, signal.SIGSTOP)
         status = run.wait_for(lambda status: status["mode"] == "HOLD")
-        assert "past hold_after_ms 1000" in status["reason"]
+        assert "past hold_after_ms 600" in status["reason"]
         os.kill(encoder, signal.SIGCONT)
         run.wait_for(lambda status: status["mode"] == "RUN")
         os.kill(encoder, signal.SIGKILL)
@@ -170,8 +205,8 @@ def test_an_encoder_that_is_stopped_holds_and_one_that_is_killed_comes_back():
 
 
 @pytest.mark.parametrize("victim", ["control", "robot"])
-def test_a_dead_controller_or_robot_host_ends_the_run_with_the_robot_held(victim):
-    run = Run("--say", "touch the red block")
+def test_a_dead_controller_or_robot_host_ends_the_run_with_the_robot_held(start, victim):
+    run = start("--say", "touch the red block")
     run.wait_for(lambda status: status["mode"] == "RUN")
     children = run.children()
     os.kill(children[victim], signal.SIGKILL)
@@ -182,8 +217,8 @@ def test_a_dead_controller_or_robot_host_ends_the_run_with_the_robot_held(victim
         assert "the robot is held, with power on" in run.text
 
 
-def test_a_supervisor_that_is_killed_leaves_no_orphan():
-    run = Run("--say", "touch the red block")
+def test_a_supervisor_that_is_killed_leaves_no_orphan(start):
+    run = start("--say", "touch the red block")
     run.wait_for(lambda status: status["mode"] == "RUN")
     children = run.children()
     run.process.kill()
@@ -194,11 +229,42 @@ def test_a_supervisor_that_is_killed_leaves_no_orphan():
     assert all(is_gone(pid) for pid in children.values())
 
 
-def test_ending_in_stop_has_an_exit_code_of_its_own():
-    run = Run("--say", "touch the red block", "--duration", "4")
+def test_ending_in_stop_has_an_exit_code_of_its_own(start):
+    run = start("--say", "touch the red block", "--duration", "4")
     run.wait_for(lambda status: status["mode"] == "RUN")
     run.client.request("stop")
     assert run.finish() == 3, run.text
+
+
+def test_a_second_run_on_a_tcp_address_is_refused_and_leaves_the_first_alone(start):
+    address = f"tcp://127.0.0.1:{free_port()}"
+    first = start("--say", "touch the green block", address=address)
+    first.wait_for(lambda status: status["mode"] == "RUN")
+    second = start("--say", "touch the red block", address=address)
+    assert second.finish() == 2, second.text
+    assert "another run is going on" in second.text and "Traceback" not in second.text
+    status = first.status()
+    assert (status["mode"], status["instruction_id"]) == ("RUN", 1)
+    first.process.terminate()
+    assert first.finish() == 0, first.text
+
+
+def test_an_encoder_that_keeps_dying_ends_the_run_for_good(start):
+    run = start(
+        "--say", "touch the red block", "--set", "run.max_encoder_restarts=1", "--set", "run.restart_backoff_s=0.1"
+    )
+    for _ in range(2):
+        run.wait_for(lambda status: status["mode"] == "RUN")
+        os.kill(run.children()["encoder"], signal.SIGKILL)
+        run.wait_for(lambda status: status["mode"] == "HOLD") if _ == 0 else None
+    assert run.finish() == 4, run.text
+    assert "encoder was killed by SIGKILL for good after 1 restarts in a row" in run.text
+
+
+def test_a_duration_without_an_instruction_ends_too(start):
+    run = start("--duration", "1")
+    assert run.finish() == 0, run.text
+    assert run.result["modes"]["RUN"] == 0 and run.result["instruction"] is None
 
 
 def readme_block(name: str) -> str:
@@ -207,14 +273,14 @@ def readme_block(name: str) -> str:
     return text.partition(f"<!-- {name} -->")[2].partition("```")[2].partition("\n")[2].partition("```")[0]
 
 
-def test_the_remote_host_of_the_readme_is_driven_over_the_public_wire(tmp_path):
-    port = 43150
+def test_the_remote_host_of_the_readme_is_driven_over_the_public_wire(start, tmp_path):
+    port = free_port()
     script = tmp_path / "host.py"
     script.write_text(readme_block("remote-host").replace("5550", str(port)))
     host = subprocess.Popen([sys.executable, "-I", str(script)], stdout=subprocess.PIPE, text=True)
     try:
         address = f"tcp://127.0.0.1:{port}"
-        run = Run("--say", "touch the red block", "--set", "robot.name=remote", "--duration", "3", address=address)
+        run = start("--say", "touch the red block", "--set", "robot.name=remote", "--duration", "3", address=address)
         states = Subscriber(BusAddress(address), "state", newest_only=True)
         run.wait_for(lambda status: status["mode"] == "RUN")
         first = states.poll(2000).values
@@ -228,7 +294,22 @@ def test_the_remote_host_of_the_readme_is_driven_over_the_public_wire(tmp_path):
         host.wait()
 
 
-def test_nan_and_garbage_in_the_state_hold_the_arm_with_a_reason(tmp_path):
+def test_a_remote_robot_with_other_cameras_ends_the_run_with_both_sizes(start, tmp_path):
+    port = free_port()
+    script = tmp_path / "host.py"
+    script.write_text(readme_block("remote-host").replace("5550", str(port)).replace("[112, 112]", "[64, 64]"))
+    host = subprocess.Popen([sys.executable, "-I", str(script)])
+    try:
+        run = start("--say", "touch it", "--set", "robot.name=remote", address=f"tcp://127.0.0.1:{port}")
+        assert run.finish() == 2, run.text
+        assert "camera 'front' gives 64x64, the policy was trained at 112x112" in run.text
+        assert "Traceback" not in run.text
+    finally:
+        host.kill()
+        host.wait()
+
+
+def test_nan_and_garbage_in_the_state_hold_the_arm_with_a_reason(start, tmp_path):
     """A robot host that first speaks well, then sends NaN, then garbage, on the real sockets of a real run."""
     from control.clock import FakeClock
     from sim.tabletop import TabletopRobot
@@ -237,9 +318,7 @@ def test_nan_and_garbage_in_the_state_hold_the_arm_with_a_reason(tmp_path):
     bus = BusAddress(address)
     robot = TabletopRobot(FakeClock())
     robot.connect()
-    spec_out, state_out, frames_out = Publisher(bus, "robot", latch=True), Publisher(bus, "state"), None
-    from control.messages import Frames
-
+    spec_out, state_out = Publisher(bus, "robot", latch=True), Publisher(bus, "state")
     frames_out = Publisher(bus, "frames")
     images, values = robot.read_frames(), robot.read_state()
     feed, stop = {"values": values}, threading.Event()
@@ -257,7 +336,7 @@ def test_nan_and_garbage_in_the_state_hold_the_arm_with_a_reason(tmp_path):
 
     speaker = threading.Thread(target=speak)
     speaker.start()
-    run = Run("--say", "touch the red block", "--set", "robot.name=remote", address=address)
+    run = start("--say", "touch the red block", "--set", "robot.name=remote", address=address)
     try:
         run.wait_for(lambda status: status["mode"] == "RUN")
         feed["values"] = np.where(np.arange(7) == 2, np.nan, values)

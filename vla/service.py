@@ -21,6 +21,7 @@ from control.address import BusAddress
 from control.bus import Latest, Publisher
 from control.clock import NS_PER_MS, NS_PER_S
 from control.messages import Frames, Instruction
+from control.reasons import kind
 from vla.encoder import Encoder, load_encoder
 from vla.errors import EncodeError
 
@@ -113,8 +114,7 @@ class EncoderService:
             self._say_fault(f"refused a message: {self._frames_in.last_error or self._instructions_in.last_error}")
 
     def _say_fault(self, fault: str) -> None:
-        kind = "".join(character for character in fault if not character.isdigit())
         now_s = time.monotonic()
-        if kind != self._fault or now_s - self._fault_s > _SILENCE_S:
+        if kind(fault) != self._fault or now_s - self._fault_s > _SILENCE_S:
             log.error(fault)
-            self._fault, self._fault_s = kind, now_s
+            self._fault, self._fault_s = kind(fault), now_s

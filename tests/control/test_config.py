@@ -93,4 +93,4 @@ def test_a_workspace_is_given_as_pairs(write):
 def test_the_budgets_follow_from_the_config(write):
     lines = "\n".join(budgets(load_config(write(MINIMAL))))
     assert "feature age when healthy: 2 x encode + 140 ms at most" in lines
-    assert "encode may take 180 ms for full speed, 450 ms to run at all" in lines
+    assert "encode may take 180 ms for full speed, 430 ms to run at all" in lines

@@ -27,34 +27,79 @@ def clock():
 
 @pytest.fixture
 def follower():
-    return Follower(two_joint_spec(), watchdog_ns=300 * NS_PER_MS)
+    return Follower(two_joint_spec(), watchdog_ns=300 * NS_PER_MS, host_period_ns=10 * NS_PER_MS)
+
+
+def follow(follower, clock, milliseconds):
+    """The path of joint a while the host asks every 10 ms; it ends where the host holds."""
+    path = []
+    for _ in range(round(milliseconds / 10)):
+        target = follower.target(clock.now_ns())
+        if target is None:
+            break
+        follower.commanded = target
+        path.append(target[0])
+        clock.advance(10 * NS_PER_MS)
+    return path
 
 
 def test_targets_are_interpolated_in_straight_lines_from_where_the_arm_is(follower, clock):
-    follower.take(chunk(clock, [[0.1, 0.0], [0.3, 0.0]]), np.zeros(2), clock.now_ns())
-    path = []
-    for _ in range(9):
-        path.append(follower.target(clock.now_ns())[0])
-        clock.advance(25 * NS_PER_MS)
-    assert np.allclose(path, [0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3])
+    follower.take(chunk(clock, [[0.05, 0.0], [0.15, 0.0]]), np.zeros(2), clock.now_ns())
+    path = follow(follower, clock, 210)
+    assert np.allclose(path[::5], [0.0, 0.025, 0.05, 0.1, 0.15])
 
 
 def test_a_chunk_bridges_a_late_action_until_it_runs_out(follower, clock):
-    follower.take(chunk(clock, [[0.1, 0.0], [0.2, 0.0]]), np.zeros(2), clock.now_ns())
-    clock.advance(200 * NS_PER_MS)
-    assert np.allclose(follower.target(clock.now_ns()), [0.2, 0.0])
-    clock.advance(1 * NS_PER_MS)
-    assert follower.target(clock.now_ns()) is None
+    follower.take(chunk(clock, [[0.05, 0.0], [0.1, 0.0]]), np.zeros(2), clock.now_ns())
+    assert len(follow(follower, clock, 500)) == 21
+    assert np.allclose(follower.commanded, [0.1, 0.0])
     assert follower.reason == "the action chunk has run out"
 
 
 def test_the_watchdog_holds_after_its_time_even_inside_a_long_chunk(follower, clock):
-    follower.take(chunk(clock, [[0.1, 0.0]] * 20), np.zeros(2), clock.now_ns())
-    clock.advance(300 * NS_PER_MS)
-    assert follower.target(clock.now_ns()) is not None
-    clock.advance(1 * NS_PER_MS)
-    assert follower.target(clock.now_ns()) is None
+    follower.take(chunk(clock, [[0.05, 0.0]] * 20), np.zeros(2), clock.now_ns())
+    assert len(follow(follower, clock, 1000)) == 31
     assert follower.reason == "watchdog: no action for 300 ms"
+
+
+@pytest.mark.parametrize("late_ms", [0, 50, 95, 150])
+def test_a_late_chunk_never_moves_the_arm_faster_than_its_limit(follower, clock, late_ms):
+    follower.take(chunk(clock, [[0.1, 0.0], [0.2, 0.0]], age_ms=late_ms), np.zeros(2), clock.now_ns())
+    path = [0.0, *follow(follower, clock, 500)]
+    assert np.abs(np.diff(path)).max() <= 0.01 + 1e-12
+
+
+def test_a_stall_of_the_host_is_not_caught_up_in_a_burst(follower, clock):
+    follower.take(chunk(clock, [[0.1, 0.0], [0.2, 0.0]]), np.zeros(2), clock.now_ns())
+    before = follow(follower, clock, 50)[-1]
+    clock.advance(80 * NS_PER_MS)
+    assert follow(follower, clock, 10)[0] - before <= 0.01 + 1e-12
+
+
+def test_an_arm_that_stands_elsewhere_is_led_to_its_target_at_its_limit(follower, clock):
+    follower.take(chunk(clock, [[0.9, 0.0]]), np.array([-0.9, 0.0]), clock.now_ns())
+    path = [-0.9, *follow(follower, clock, 100)]
+    assert np.allclose(np.diff(path)[1:], 0.01)
+
+
+def test_after_stop_the_way_begins_at_what_is_measured(follower, clock):
+    follower.take(chunk(clock, [[0.0, 0.0]]), np.zeros(2), clock.now_ns())
+    follow(follower, clock, 50)
+    follower.take(chunk(clock, np.empty((0, 0)), Mode.STOP), np.zeros(2), clock.now_ns())
+    follower.take(chunk(clock, [[0.7, 0.0]]), np.array([0.8, 0.0]), clock.now_ns())
+    assert np.allclose(follow(follower, clock, 30), [0.8, 0.79, 0.78])
+
+
+def test_an_arm_outside_its_limits_is_led_back_and_not_thrown_back(follower, clock):
+    follower.take(chunk(clock, [[1.0, 0.0]]), np.array([1.15, 0.0]), clock.now_ns())
+    path = [1.15, *follow(follower, clock, 100)]
+    assert np.diff(path).min() >= -0.01 - 1e-12 and path[-1] < 1.15
+
+
+def test_a_measurement_of_nan_is_never_commanded(follower, clock):
+    follower.take(chunk(clock, [[0.1, 0.0]]), np.array([np.nan, 0.0]), clock.now_ns())
+    assert follower.target(clock.now_ns()) is None
+    assert follower.reason == "the way from the measured state to the action holds NaN or infinity"
 
 
 @pytest.mark.parametrize("mode", [Mode.INIT, Mode.HOLD, Mode.STOP])
@@ -79,9 +124,9 @@ def test_an_action_from_the_future_is_not_followed(follower, clock):
 
 
 def test_targets_are_clipped_once_more_to_the_robots_limits(follower, clock):
-    follower.take(chunk(clock, [[5.0, -5.0]]), np.zeros(2), clock.now_ns())
-    clock.advance(100 * NS_PER_MS)
-    assert np.allclose(follower.target(clock.now_ns()), [1.0, -2.0])
+    follower.take(chunk(clock, [[5.0, -5.0]] * 20, valid_ms=2000), np.array([0.95, -1.9]), clock.now_ns())
+    follow(follower, clock, 300)
+    assert np.allclose(follower.commanded, [1.0, -2.0])
 
 
 class ScriptedRobot:
@@ -167,6 +212,14 @@ def test_whatever_ends_the_host_the_robot_is_held_and_then_closed(bus):
 def test_a_robot_whose_hold_fails_is_closed_all_the_same(bus):
     robot = ScriptedRobot()
     robot.hold = lambda: (_ for _ in ()).throw(RuntimeError("driver gone"))
-    with pytest.raises(RuntimeError, match="driver gone"):
+    with pytest.raises(RobotFailure, match="could not be held; use its emergency stop: RuntimeError: driver gone"):
         RobotHost(robot, bus).run(lambda: True)
     assert robot.calls[-1] == "close"
+
+
+def test_a_robot_that_cannot_be_connected_says_so_in_one_line(bus):
+    robot = ScriptedRobot()
+    robot.connect = lambda: (_ for _ in ()).throw(OSError("no such port: usb0"))
+    with pytest.raises(RobotFailure, match="robot 'two-joint' could not be connected: OSError: no such port: usb0"):
+        RobotHost(robot, bus).run(lambda: False)
+    assert robot.calls == ["close"]

@@ -223,7 +223,15 @@ def test_a_state_from_the_future_holds(rig):
 
 
 @pytest.mark.parametrize(
-    "bad", [[[np.nan, 0.0]], [[0.0, np.inf]], [[0.0, 0.0, 0.0]], np.empty((0, 2)), RuntimeError("out of memory")]
+    "bad",
+    [
+        [[np.nan, 0.0]],
+        [[0.0, np.inf]],
+        [[0.0, 0.0, 0.0]],
+        np.empty((0, 2)),
+        RuntimeError("out of memory"),
+        IndexError(3),
+    ],
 )
 def test_bad_targets_hold_and_stop_after_three_in_a_row(bad):
     head = FixedHead()
@@ -261,7 +269,85 @@ def test_limits_under_the_bound_are_refused_before_run():
     rig.feed_features(encode_ms=200.0, age_ms=0)
     cycle = rig.tick()
     assert cycle.mode is Mode.INIT
-    assert "hold_after_ms 250 is under 2 x encode (200) + period (100) = 500 ms" in cycle.reason
+    assert "hold_after_ms 250 is under 2 x encode (200) + period (100) + camera period (40) = 540 ms" in cycle.reason
+
+
+def test_limits_under_the_bound_cannot_be_passed_by_stop_and_resume():
+    rig = LoopRig(freshness=Freshness(150, 250, 2000))
+    rig.feed_robot()
+    rig.loop.say("touch the red block")
+    rig.loop.stop("stopped by the operator")
+    rig.healthy_tick()
+    rig.loop.resume()
+    rig.clock.advance(1)
+    rig.feed_state()
+    rig.feed_features(encode_ms=400.0, age_ms=0)
+    for _ in range(20):
+        rig.feed_state()
+        rig.feed_features(encode_ms=400.0, age_ms=0)
+        assert rig.tick().mode is not Mode.RUN
+    assert "would flap" in rig.loop.reason
+
+
+def test_a_robot_host_that_was_started_again_is_met_where_its_arm_stands():
+    rig = LoopRig(FixedHead([[0.9, 0.0]])).running()
+    for _ in range(9):
+        rig.healthy_tick()
+    assert rig.action.items[-1].targets[0, 0] > 0.8
+    for _ in range(3):
+        assert rig.tick().mode is not Mode.STOP
+    rig.healthy_tick(state=(-0.9, 0.0))
+    assert np.isclose(rig.action.items[-1].targets[0, 0], -0.8)
+
+
+def test_a_state_far_outside_the_limits_is_no_measurement(rig):
+    rig.running()
+    rig.feed_features()
+    rig.feed_state((57.3, 0.0))
+    cycle = rig.tick()
+    assert cycle.mode is Mode.HOLD
+    assert cycle.reason == "the state of a is 57.3, far outside its limits -1..1: wrong unit, or not calibrated?"
+
+
+def test_after_missed_ticks_the_way_goes_on_where_the_host_has_come_to():
+    rig = LoopRig(FixedHead([[0.1, 0.0], [0.2, 0.0], [0.3, 0.0]])).running()
+    rig.head.targets = np.array([[0.4, 0.0]])
+    rig.feed_state((0.3, 0.0))
+    rig.feed_features()
+    rig.tick(missed=2)
+    assert np.isclose(rig.action.items[-1].targets[0, 0], 0.4)
+
+
+def test_stop_reaches_the_robot_at_once_and_not_with_the_next_tick(rig):
+    rig.running()
+    count = len(rig.action.items)
+    rig.loop.stop("stopped by the operator")
+    assert len(rig.action.items) == count + 1 and rig.action.items[-1].mode is Mode.STOP
+
+
+def test_another_robot_in_mid_run_ends_the_process(rig):
+    rig.running()
+    rig.robot.send(two_joint_spec(max_velocity=np.array([9.0, 9.0])))
+    with pytest.raises(MismatchError, match="was replaced in mid-run"):
+        rig.tick()
+
+
+def test_the_same_robot_announced_again_changes_nothing(rig):
+    rig.running()
+    rig.feed_robot()
+    assert rig.healthy_tick().mode is Mode.RUN
+
+
+def test_a_robot_that_the_policy_says_it_cannot_drive_ends_the_process(rig):
+    rig.loop._find_misfits = lambda spec: ["camera 'front' gives 28x28, the policy was trained at 112x112"]
+    rig.feed_robot()
+    with pytest.raises(MismatchError, match="does not fit robot 'two-joint': camera 'front' gives 28x28"):
+        rig.tick()
+
+
+def test_a_long_chunk_at_a_high_rate_stays_within_what_readers_accept():
+    rig = LoopRig(FixedHead([[0.01 * k, 0.0] for k in range(1, 41)]), period_ns=10_000_000).running()
+    assert rig.action.items[-1].targets.shape == (100, 2)
 
 
 def test_a_policy_for_other_joints_ends_the_process_with_both_lists():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from rig import two_joint_spec
 
+from control.errors import MismatchError
 from control.messages import Mode
 from control.safety import Freshness, Limits, clip_velocity, gate, next_mode
 
@@ -82,13 +83,13 @@ def test_a_ladder_that_does_not_rise_is_refused():
 
 def test_a_robot_without_limits_is_refused_unless_the_config_says_so():
     endless = two_joint_spec(action_high=np.array([np.inf, 2.0]))
-    with pytest.raises(ValueError, match="robot 'two-joint' gives no finite limits for a; .*allow_unlimited: true"):
+    with pytest.raises(MismatchError, match="robot 'two-joint' gives no finite limits for a; .*allow_unlimited: true"):
         Limits.of(endless, 0.1)
     assert Limits.of(endless, 0.1, allow_unlimited=True).high[0] == np.inf
 
 
 def test_a_workspace_for_an_unknown_action_is_refused():
-    with pytest.raises(ValueError, match="safety.workspace names elbow; robot 'two-joint' has a, b"):
+    with pytest.raises(MismatchError, match="safety.workspace names elbow; robot 'two-joint' has a, b"):
         Limits.of(two_joint_spec(), 0.1, workspace={"elbow": (-1, 1)})
 
 
