@@ -50,10 +50,13 @@ _TOUCH_WORDS = {
     *("touch", "touches", "touching", "tap", "taps", "tapping", "reach", "reaches", "reaching"),
     *("press", "pressing", "poke", "poking", "finger", "fingers", "fingertip", "fingertips"),
 }
-# A word of another task, or one that turns the meaning around, makes the text unknown rather than half understood.
-_OTHER_WORDS = {
-    *("not", "dont", "never", "without", "avoid", "except", "bin", "box", "pick", "grasp", "grab", "lift"),
-    *("push", "stack", "drop", "place", "throw", "slide", "open", "close"),
+_NOUNS = {"block", "cube", "one"}
+# All that may stand around them. A word that is not here ("but", "next", "away") may turn the meaning around.
+_PLAIN_WORDS = {
+    *("a", "again", "and", "arm", "at", "can", "could", "do", "find", "for", "give", "go", "gripper", "hand", "i"),
+    *("is", "it", "its", "just", "kindly", "let", "lets", "lightly", "me", "move", "now", "of", "on", "once", "out"),
+    *("over", "please", "put", "quickly", "gently", "slowly", "carefully", "rest", "robot", "softly", "that", "the"),
+    *("then", "this", "tip", "to", "top", "up", "us", "want", "would", "you", "your"),
 }
 
 
@@ -66,10 +69,13 @@ class Task:
 
 
 def parse(text: str) -> Task | None:
-    """The task that a text asks for, or None where it names no colour, two colours, or nothing that is known."""
-    words = re.findall(r"[a-z]+", text.lower().replace("'", "").replace("\u2019", ""))
+    """The task that a text asks for; None where it names no colour, two colours or two things, or has other words."""
+    words = re.findall(r"\w+", text.lower().replace("'", "").replace("\u2019", ""))
     colours = {word for word in words if word in COLOURS}
-    if len(colours) != 1 or not _TOUCH_WORDS.intersection(words) or _OTHER_WORDS.intersection(words):
+    things = [word for word in words if word in _NOUNS]
+    if len(colours) != 1 or len(things) > 1 or not _TOUCH_WORDS.intersection(words):
+        return None
+    if not colours | _TOUCH_WORDS | _NOUNS | _PLAIN_WORDS >= set(words):
         return None
     return Task("touch", colours.pop())
 

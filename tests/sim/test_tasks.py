@@ -35,6 +35,14 @@ def test_unseen_wordings_are_kept_from_training():
         "put the red block in the bin",
         "pick up the red block with your fingers",
         "touch the colored block",
+        "stop touching the red block",
+        "touch anything but the red block",
+        "reach away from the red block",
+        "touch the block next to the red one",
+        "touch the block that is touching the red one",
+        "touch the one left of the red block",
+        "never mind the red block, touch something",
+        "wipe the red block with a finger",
         "\x00\xff touch",
     ],
 )
@@ -59,3 +67,15 @@ def test_a_wrong_colour_or_split_names_the_right_ones():
         tasks.wordings("pink", "seen")
     with pytest.raises(ValueError, match="one of seen, unseen, got 'test'"):
         tasks.wordings("red", "test")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Robot, gently touch the red cube now.",
+        "would you please tap the red one again?",
+        "move your hand over and press red",
+    ],
+)
+def test_other_plain_ways_of_asking_are_understood(text):
+    assert tasks.parse(text) == Task("touch", "red")
