@@ -16,6 +16,7 @@ import numpy as np
 
 from control.clock import FakeClock
 from sim import expert, kinematics, tasks
+from sim.options import seed_number
 from sim.placement import place_blocks
 from sim.scene import BIN_CENTRE, BIN_HEIGHT, BIN_SIZE, BLOCK_SIZE, CAMERAS, COLOURS, block_corner_radius
 from sim.tabletop import HOME, TabletopRobot
@@ -133,11 +134,17 @@ def sample_batches(
     image_size: tuple[int, int] = (112, 112),
 ) -> Iterator[Batch]:
     """Batches without end, the same for the same arguments. Five views of 112x112 cost 5 ms a sample on one core."""
-    rng = np.random.default_rng([seed, 0xDE30])
+    rng = np.random.default_rng([seed_number(seed), 0xDE30])
     robot = TabletopRobot(FakeClock(), cameras=cameras, image_size=image_size)
+    return _batches(rng, robot, batch_size, horizon, max_age_ms, split)
+
+
+def _batches(
+    rng: np.random.Generator, robot: TabletopRobot, n: int, horizon: int, max_age_ms: float, split: tasks.Split
+) -> Iterator[Batch]:
     robot.connect()
     while True:
-        yield _sample(rng, robot, batch_size, horizon, max_age_ms, split)
+        yield _sample(rng, robot, n, horizon, max_age_ms, split)
 
 
 def _sample(

@@ -16,6 +16,7 @@ from control.messages import Instruction, RobotSpec
 from sim import kinematics, tasks
 from sim.gl import RenderingUnavailable, load_mujoco
 from sim.judging import TouchJudge
+from sim.options import camera_sizes, seed_number
 from sim.placement import place_blocks
 from sim.scene import BLOCK_SIZE, CAMERAS, COLOURS, TIMESTEP_S, table_top_xml
 
@@ -32,7 +33,8 @@ class TabletopRobot:
 
     `cameras` is a choice of front, left, right, top, wrist, or {name: (height, width)}; all five by default, at
     `image_size`. With `reset_on_instruction` every new instruction finds the blocks re-placed, seeded by
-    (seed, its id). One thread calls it: an OpenGL context belongs to the thread that made it.
+    (seed, its id). Raises ConfigError for options it cannot use. One thread calls it: an OpenGL context belongs to the
+    thread that made it.
     """
 
     def __init__(
@@ -43,15 +45,9 @@ class TabletopRobot:
         image_size: tuple[int, int] = (112, 112),
         reset_on_instruction: bool = False,
     ) -> None:
-        chosen = dict(cameras) if isinstance(cameras, Mapping) else dict.fromkeys(cameras or CAMERAS, image_size)
-        for name, (height, width) in chosen.items():
-            if name not in CAMERAS:
-                raise ValueError(f"the table-top has no camera '{name}'; it has {', '.join(CAMERAS)}")
-            if not (1 <= height <= 2048 and 1 <= width <= 2048):
-                raise ValueError(f"camera '{name}': height and width must lie in 1..2048, got {height}x{width}")
         self._spec = RobotSpec(
             name="tabletop",
-            cameras={name: (int(height), int(width)) for name, (height, width) in chosen.items()},
+            cameras=camera_sizes(cameras, image_size),
             state_names=kinematics.STATE_NAMES,
             action_names=kinematics.STATE_NAMES,
             action_low=kinematics.LOW,
@@ -60,7 +56,7 @@ class TabletopRobot:
             action_period_s=0.1,
         )
         self._clock = clock
-        self._seed = seed
+        self._seed = seed_number(seed)
         self._reset_on_instruction = reset_on_instruction
         self._mujoco: Any = None
         self._model: Any = None
@@ -151,7 +147,7 @@ class TabletopRobot:
         """A fresh episode: arm at home, blocks placed at random by `seed`, at least 8 cm apart. Judging starts over."""
         self._load()
         self._mujoco.mj_resetData(self._model, self._data)
-        rng = np.random.default_rng([seed, 0xB10C])
+        rng = np.random.default_rng([seed_number(seed), 0xB10C])
         self.pose(HOME, place_blocks(rng, 1, avoid=None)[0])
         self._physics_ns = self._clock.now_ns()
         self._touch = TouchJudge()

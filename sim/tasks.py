@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from sim.options import seed_number
 from sim.scene import COLOURS
 
 Split = Literal["seen", "unseen"]
@@ -98,7 +99,7 @@ def sample_instruction(rng: np.random.Generator, colour: str | None = None, spli
 
 def episodes(seed: int, count: int, split: Split = "seen") -> list[tuple[int, Task, str]]:
     """`count` episodes (seed of the scene, task, text) in random order, as many of each colour as `count` allows."""
-    rng = np.random.default_rng([seed, 0x7A5C])
+    rng = np.random.default_rng([seed_number(seed), 0x7A5C])
     colours = [COLOURS[i % len(COLOURS)] for i in range(count)]
     rng.shuffle(colours)
     return [(int(rng.integers(2**31)), *sample_instruction(rng, colour, split)) for colour in colours]
