@@ -6,6 +6,7 @@ import pytest
 from sim import expert, kinematics, tasks
 from sim.demonstrations import sample_batches
 from sim.scene import CAMERAS, COLOURS
+from sim.tabletop import TabletopRobot
 
 pytestmark = pytest.mark.usefixtures("can_render")
 # Hue of each block as (strongest channels, weakest channels), whatever the light.
@@ -40,6 +41,27 @@ def test_the_same_seed_gives_the_same_images(batch):
 def test_ages_cover_the_whole_range_and_no_more(batch):
     assert batch.feature_age_ms.min() >= 0 and batch.feature_age_ms.max() <= 600
     assert batch.feature_age_ms.max() - batch.feature_age_ms.min() > 500
+
+
+def test_the_arm_has_moved_on_from_the_rendered_pose_the_more_the_older_the_features(monkeypatch):
+    posed, pose = [], TabletopRobot.pose
+
+    def recorded(robot, joints, blocks=None):
+        posed.append(joints)
+        pose(robot, joints, blocks)
+
+    monkeypatch.setattr(TabletopRobot, "pose", recorded)
+    median_rad = {}
+    for max_age_ms in (0.0, 600.0):
+        sampled = next(sample_batches(5, 256, max_age_ms=max_age_ms, cameras=("top",), image_size=(16, 16)))
+        moved = np.abs(sampled.states - np.array(posed[-256:]))[:, :6].max(axis=1)
+        for low, high in ((0, 0), (50, 200), (250, 400), (450, 600)):
+            these = (sampled.feature_age_ms >= low) & (sampled.feature_age_ms <= high)
+            if these.sum() > 20:
+                median_rad[low] = float(np.median(moved[these]))
+    assert median_rad[0] < 0.006  # the measurement noise has a deviation of 0.002
+    assert 0.02 < median_rad[50] < median_rad[250] < median_rad[450]
+    assert median_rad[450] > 0.1
 
 
 def coloured(image: np.ndarray, uv: np.ndarray, colour: str, reach: int) -> bool:
