@@ -21,7 +21,7 @@ from control.messages import Features, Frames, Instruction
 from vla import weights
 from vla.errors import CameraError, DeviceFault, FileFault, NonFiniteFeatures
 from vla.policy import load_part, view_aggregation, view_pooling
-from vla.policy_spec import PolicySpec, identify, load_spec
+from vla.policy_spec import PolicySpec, backbone_folder, identify, load_spec
 from vla.pooling import ViewAggregation, ViewPooling
 from vla.preprocess import patches, resize
 from vla.prompt import Prompt, Prompter
@@ -155,15 +155,8 @@ class QwenEncoder:
         return self._aggregate(views)
 
 
-def load_encoder(
-    folder: Path,
-    device: str,
-    encoder_epoch: int,
-    random_weights: bool = False,
-    offline: bool = False,
-    backbone_folder: Path | None = None,
-) -> QwenEncoder:
-    """The encoder's half of a policy. `backbone_folder` replaces the hub id of policy.yaml by files on this machine.
+def load_encoder(folder: Path, device: str, encoder_epoch: int, random_weights: bool = False) -> QwenEncoder:
+    """The encoder's half of a policy. A backbone that is no folder on this machine is fetched from the hub.
 
     With `random_weights` the backbone is an untrained one of the same geometry, for measuring time with no download:
     its features mean nothing, and carry a policy id that no trained head accepts.
@@ -176,10 +169,9 @@ def load_encoder(
         backbone = weights.random_weights(spec.geometry, place, dtype)
         prompter = Prompter(build_tokenizer(["do what the operator says"]))
     else:
-        if backbone_folder is None:
-            backbone_folder = folder / spec.backbone if spec.is_embedded else weights.resolve(spec.backbone, offline)
-        backbone = weights.load(backbone_folder, place, dtype)
-        prompter = Prompter.load(backbone_folder)
+        files = backbone_folder(folder, spec) or weights.resolve(spec.backbone)
+        backbone = weights.load(files, place, dtype)
+        prompter = Prompter.load(files)
         load_part(folder, "pool", pool)
         load_part(folder, "aggregate", aggregate)
     if backbone.width != spec.width:

@@ -103,15 +103,6 @@ def save(folder: Path, spec: PolicySpec, parts: Mapping[Part, nn.Module]) -> str
     return identify(folder)
 
 
-def verify(folder: Path) -> PolicySpec:
-    """Reads everything but the backbone's weights and raises on the first fault; returns the spec."""
-    spec = load_spec(folder)
-    load_part(folder, "pool", view_pooling(spec))
-    load_part(folder, "aggregate", view_aggregation(spec))
-    load_head(folder)
-    return spec
-
-
 def _read(file: Path) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise FileFault(f"{file} is missing: expected the weights of pooling and head; likely an incomplete copy")

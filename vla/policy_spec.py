@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,11 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from control.messages import RobotSpec
 from vla.errors import FileFault
+from vla.layout import check_whole, model_files
 from vla.sizes import SIDE, model_size
 
 POLICY_FILE, HEAD_FILE = "policy.yaml", "head.safetensors"
 FORMAT = 1
 ID_DIGITS = 12
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 Pixels = Annotated[int, Field(ge=SIDE, le=4096)]
 ModelPixels = Annotated[int, Field(ge=SIDE, le=4096, multiple_of=SIDE)]
@@ -50,7 +53,7 @@ class PolicySpec(Strict):
 
     format: Literal[1] = FORMAT
     name: str = Field(min_length=1)
-    backbone: str = Field(min_length=1)  # a subfolder of the policy ("backbone"), or a hub id ("Qwen/...")
+    backbone: str = Field(min_length=1)  # a folder (absolute or from the policy's), or a hub id ("Qwen/...")
     geometry: Literal["3b", "embedded", "tiny"]  # what random weights stand in for it
     width: int = Field(ge=8)  # of the language model, and so of a feature token
     cameras: dict[str, tuple[Pixels, Pixels]] = Field(min_length=1)  # name -> [height, width] of its frames, in order
@@ -75,8 +78,9 @@ class PolicySpec(Strict):
         return self
 
     @property
-    def is_embedded(self) -> bool:
-        return "/" not in self.backbone
+    def needs_head_file(self) -> bool:
+        """Whether anything of pooling, aggregation or head is trained."""
+        return self.head.kind == "regression" or "attention" in (self.pooling.view, self.pooling.aggregation)
 
     @property
     def model_sizes(self) -> dict[str, tuple[int, int]]:
@@ -128,23 +132,58 @@ def load_spec(folder: Path) -> PolicySpec:
         raise FileFault(f"{file}: {_explain(error)}") from error
 
 
-def identify(folder: Path, random_weights: bool = False) -> str:
-    """A short hash of everything the policy is made of. Random weights have an id of their own kind."""
+def backbone_folder(folder: Path, spec: PolicySpec) -> Path | None:
+    """Where the backbone's files lie on this machine; None where policy.yaml names a hub id.
+
+    An existing folder wins over a hub id of the same spelling.
+    """
+    local = folder / spec.backbone
+    if local.is_dir():
+        return local
+    if HUB_ID.fullmatch(spec.backbone):
+        return None
+    raise FileFault(
+        f"{local} is missing: policy.yaml names it as the backbone, and it is no hub id of the form org/name;"
+        " likely an incomplete copy"
+    )
+
+
+def verify(folder: Path, random_weights: bool = False) -> PolicySpec:
+    """policy.yaml, with every local file it needs found whole. Random weights need no other file.
+
+    Looks at names and sizes, so it takes milliseconds; damage inside a file of the right length shows at load.
+    """
     spec = load_spec(folder)
-    files = [folder / POLICY_FILE]
-    if (folder / HEAD_FILE).is_file():
-        files.append(folder / HEAD_FILE)
-    if spec.is_embedded and not random_weights:
-        backbone = folder / spec.backbone
-        if not backbone.is_dir():
-            raise FileFault(f"{backbone} is missing: policy.yaml names it as the backbone; likely an incomplete copy")
-        files += sorted(path for path in backbone.rglob("*") if path.is_file())
+    if random_weights:
+        return spec
+    head = folder / HEAD_FILE
+    if spec.needs_head_file and not head.is_file():
+        raise FileFault(f"{head} is missing: expected the weights of pooling and head; likely an incomplete copy")
+    for file in _files(folder, spec):
+        if file.suffix == ".safetensors":
+            check_whole(file)
+    return spec
+
+
+def identify(folder: Path, random_weights: bool = False) -> str:
+    """A short hash of all files that are loaded on this machine. Random weights have an id of their own kind."""
+    spec = load_spec(folder)
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(folder).as_posix()}\n".encode())
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    for file in [folder / POLICY_FILE] if random_weights else [folder / POLICY_FILE, *_files(folder, spec)]:
+        name = HEAD_FILE if file.name == HEAD_FILE else f"{spec.backbone}/{file.name}"
+        digest.update(f"{POLICY_FILE if file.name == POLICY_FILE else name}\n".encode())
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
     prefix = "random-" if random_weights else ""
     return prefix + digest.hexdigest()[:ID_DIGITS]
+
+
+def _files(folder: Path, spec: PolicySpec) -> list[Path]:
+    """What is loaded besides policy.yaml."""
+    head = folder / HEAD_FILE
+    backbone = backbone_folder(folder, spec)
+    found = [head] if spec.needs_head_file and head.is_file() else []
+    return found if backbone is None else found + model_files(backbone)
 
 
 def _explain(error: ValidationError) -> str:

@@ -22,7 +22,7 @@ from vla import policy, weights
 from vla.dataset import Batch
 from vla.learner import Collator, Inputs, Learner, measure
 from vla.policy import load_part
-from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, load_spec
+from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, backbone_folder, load_spec
 from vla.prompt import Prompter
 from vla.tokenizer import build_tokenizer
 
@@ -133,7 +133,7 @@ def _start(
                 f"cannot go on from {start_from}: it has horizon {spec.horizon} at {spec.period_s} s,"
                 f" asked for {horizon} at {period_s} s"
             )
-        folder = start_from / spec.backbone
+        folder = backbone_folder(start_from, spec) or weights.resolve(spec.backbone)
         learner = Learner(spec, weights.load(folder, cpu, torch.float32).requires_grad_(True))
         load_part(start_from, "pool", learner.pool)
         load_part(start_from, "aggregate", learner.aggregate)

@@ -13,16 +13,21 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2, by release
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, Qwen2_5_VLConfig, Qwen2_5_VLModel
 
 from vla.errors import FileFault
+from vla.layout import CONFIG_FILE, WEIGHTS_FILE, weight_files
 from vla.qwen import QwenBackbone, check_supported
 from vla.tokenizer import CONTROL_TOKENS, VOCABULARY
 
-INDEX_FILE, WEIGHTS_FILE, CONFIG_FILE = "model.safetensors.index.json", "model.safetensors", "config.json"
 PUBLISHED_FILES = ("*.json", "*.safetensors", "merges.txt")
 
 # Vision and language sizes. "3b" is Qwen/Qwen2.5-VL-3B-Instruct as published. The rotary base of the small ones is low
@@ -133,7 +138,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> QwenBackbone
     model = _empty_model(_read_config(folder), dtype)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     state: dict[str, torch.Tensor] = {}
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         for key, tensor in _tensors(file, device):
             if key == "lm_head.weight":
                 continue
@@ -179,10 +184,10 @@ def save(backbone: QwenBackbone, folder: Path, dtype: torch.dtype) -> None:
     save_file(hub, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
-def resolve(name: str, offline: bool = False) -> Path:
+def resolve(name: str) -> Path:
     """The local folder of a hub id such as `Qwen/Qwen2.5-VL-3B-Instruct`, downloaded if it is not in the cache."""
     try:
-        return Path(snapshot_download(name, allow_patterns=list(PUBLISHED_FILES), local_files_only=offline))
+        return Path(snapshot_download(name, allow_patterns=list(PUBLISHED_FILES)))
     except LocalEntryNotFoundError as error:
         raise FileFault(
             f"model '{name}' is not in the Hugging Face cache and cannot be downloaded ({error.__class__.__name__}):"
@@ -190,8 +195,13 @@ def resolve(name: str, offline: bool = False) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise FileFault(f"model '{name}' does not exist on the hub, or needs a login: check the spelling") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise FileFault(f"model '{name}' could not be downloaded: {error}") from error
+    except HFValidationError as error:
+        raise FileFault(f"model '{name}' is neither a folder nor a hub id: expected org/name ({error})") from error
+    except (HTTPError, OSError) as error:
+        raise FileFault(
+            f"model '{name}' could not be downloaded ({error.__class__.__name__}: {error}):"
+            " likely the network, try again"
+        ) from error
 
 
 def _read_config(folder: Path) -> Any:
@@ -212,24 +222,6 @@ def _read_config(folder: Path) -> Any:
     if problems := check_supported(config):
         raise FileFault(f"{file}: {'; '.join(problems)}: a variant of Qwen2.5-VL that this encoder does not know")
     return config
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / INDEX_FILE
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
-            raise FileFault(f"{index}: expected a map with 'weight_map': likely an interrupted download") from error
-        files = [folder / Path(name).name for name in names]
-    else:
-        files = [folder / WEIGHTS_FILE]
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise FileFault(
-            f"{folder}: weight file {', '.join(missing)} is missing (safetensors only; .bin and .pt are not read):"
-            " likely an interrupted download"
-        )
-    return files
 
 
 def _tensors(file: Path, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:

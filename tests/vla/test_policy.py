@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +17,8 @@ from vla import policy
 from vla.encoder import load_encoder
 from vla.errors import FileFault
 from vla.head import HoldHead, RegressionHead
-from vla.policy import load_head, regression_head, verify, view_aggregation, view_pooling
-from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, identify, load_spec
+from vla.policy import load_head, regression_head, view_aggregation, view_pooling
+from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, identify, load_spec, verify
 
 
 def robot(**changes: object) -> RobotSpec:
@@ -113,6 +115,56 @@ def test_a_missing_backbone_is_named(tmp_path: Path) -> None:
     spec = tiny_spec()
     with pytest.raises(FileFault, match="backbone is missing: policy.yaml names it"):
         policy.save(tmp_path, spec, {"head": regression_head(spec)})
+
+
+@pytest.mark.parametrize("backbone", ["{absolute}", "../elsewhere", "org/name"])
+def test_a_backbone_may_be_any_local_folder(tmp_path: Path, policy_folder: Path, backbone: str) -> None:
+    expected = load_encoder(policy_folder, "cpu", 1).encode(frames(), instruction()).tokens
+    spelled = backbone.format(absolute=tmp_path / "elsewhere")
+    (policy_folder / spelled).parent.mkdir(exist_ok=True)
+    (policy_folder / "backbone").rename(policy_folder / spelled)
+    edit_yaml(policy_folder, backbone=spelled)
+    verify(policy_folder)
+    encoder = load_encoder(policy_folder, "cpu", 1)
+    assert encoder.policy_id == load_head(policy_folder).policy_id
+    np.testing.assert_array_equal(encoder.encode(frames(), instruction()).tokens, expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("head.safetensors", "head.safetensors is missing: expected the weights of pooling and head"),
+        ("backbone/config.json", "config.json is missing: .*likely an incomplete copy"),
+        ("backbone/tokenizer.json", "tokenizer.json is missing: .*likely an incomplete copy"),
+        ("backbone/model.safetensors", "weight file model.safetensors is missing"),
+    ],
+)
+def test_verify_names_a_missing_file(policy_folder: Path, file: str, message: str) -> None:
+    (policy_folder / file).unlink()
+    with pytest.raises(FileFault, match=message):
+        verify(policy_folder)
+    assert verify(policy_folder, random_weights=True).name == "tiny"
+
+
+@pytest.mark.parametrize("file", ["head.safetensors", "backbone/model.safetensors"])
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_verify_names_a_file_that_was_cut(policy_folder: Path, file: str, kept: int) -> None:
+    path = policy_folder / file
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(FileFault, match=f"{path.name}: not a complete safetensors file .*interrupted"):
+        verify(policy_folder)
+
+
+def test_verify_loads_no_torch(policy_folder: Path) -> None:
+    code = f"import sys, pathlib; from vla.policy_spec import verify; verify(pathlib.Path({str(policy_folder)!r}))"
+    code += "; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_files_that_are_not_loaded_do_not_change_the_id(policy_folder: Path) -> None:
+    before = identify(policy_folder)
+    (policy_folder / "backbone" / "notes.txt").write_text("stray")
+    assert identify(policy_folder) == before
 
 
 def test_a_truncated_head_is_named(policy_folder: Path) -> None:

@@ -12,8 +12,8 @@ from tests.vla import squares
 from tests.vla.conftest import instruction
 from vla.encoder import QwenEncoder, load_encoder
 from vla.learner import Collator, Learner
-from vla.policy import load_head, verify
-from vla.policy_spec import PolicySpec, PoolingChoice, load_spec
+from vla.policy import load_head
+from vla.policy_spec import PolicySpec, PoolingChoice, load_spec, verify
 from vla.prompt import Prompter
 from vla.qwen import QwenBackbone
 from vla.train import train

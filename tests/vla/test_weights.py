@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 
@@ -115,8 +117,26 @@ def test_a_hub_id_that_is_not_here_and_cannot_be_fetched_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileFault, match="'Qwen/Qwen2.5-VL-3B-Instruct-nowhere' is not in the Hugging Face cache"):
-        weights.resolve("Qwen/Qwen2.5-VL-3B-Instruct-nowhere", offline=True)
+        weights.resolve("Qwen/Qwen2.5-VL-3B-Instruct-nowhere")
+
+
+@pytest.mark.parametrize("kind", ["ReadTimeout", "RemoteProtocolError"])
+def test_a_download_that_the_network_ends_is_a_file_fault(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = importlib.import_module(HTTPError.__module__.partition(".")[0])
+
+    def cut(*args: object, **options: object) -> str:
+        raise getattr(client, kind)("cut")
+
+    monkeypatch.setattr(weights, "snapshot_download", cut)
+    with pytest.raises(FileFault, match=rf"'org/name' could not be downloaded \({kind}.*the network"):
+        weights.resolve("org/name")
+
+
+def test_a_name_that_is_no_hub_id_is_a_file_fault() -> None:
+    with pytest.raises(FileFault, match="'a/b/c' is neither a folder nor a hub id: expected org/name"):
+        weights.resolve("a/b/c")
 
 
 def test_the_3b_geometry_has_the_published_parameter_count() -> None:
