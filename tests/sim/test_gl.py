@@ -8,6 +8,7 @@ import pytest
 
 from control.clock import FakeClock
 from control.errors import RobotError
+from sim import gl
 from sim.tabletop import TabletopRobot
 
 CONNECT = (
@@ -27,26 +28,28 @@ def output(code: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.fixture
+def unset(monkeypatch):
+    """No backend chosen and MuJoCo not imported; delenv alone would not undo what is set after it."""
+    for name in ("MUJOCO_GL", "LP_NUM_THREADS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.delitem(sys.modules, "mujoco", raising=False)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="EGL and OSMesa are Linux backends")
 @pytest.mark.parametrize(
     ("missing", "chosen"),
     [((), "egl"), (("libEGL.so.1",), "osmesa"), (("libEGL.so.1", "libOSMesa.so.8"), "disable")],
 )
-def test_the_first_backend_that_loads_is_chosen(monkeypatch, missing, chosen):
-    from sim import gl
-
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.delitem(sys.modules, "mujoco", raising=False)
+def test_the_first_backend_that_loads_is_chosen(monkeypatch, unset, missing, chosen):
     monkeypatch.setattr(gl, "_loads", lambda library: library not in missing)
     gl.choose_backend()
     assert os.environ["MUJOCO_GL"] == chosen
 
 
-def test_a_backend_chosen_by_the_user_stays(monkeypatch):
-    from sim import gl
-
+def test_a_backend_chosen_by_the_user_stays(monkeypatch, unset):
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
-    monkeypatch.delitem(sys.modules, "mujoco", raising=False)
     gl.choose_backend()
     assert os.environ["MUJOCO_GL"] == "osmesa"
 
