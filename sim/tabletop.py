@@ -6,12 +6,13 @@ and bit for bit the same for the same seed and calls. Refuses to know who drives
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from control.clock import NS_PER_S, Clock
+from control.clock import NS_PER_MS, NS_PER_S, Clock
 from control.messages import Instruction, RobotSpec
 from sim import kinematics, tasks
 from sim.gl import RenderingUnavailable, load_mujoco
@@ -21,6 +22,8 @@ from sim.placement import place_blocks
 from sim.scene import BLOCK_SIZE, CAMERAS, COLOURS, TIMESTEP_S, table_top_xml
 
 __all__ = ["HOME", "RenderingUnavailable", "TabletopRobot"]
+
+log = logging.getLogger("robot")
 
 HOME = kinematics.tool_down(np.array([[0.30, 0.0, 0.24]]), 0.03)[0]
 STEP_NS = round(TIMESTEP_S * NS_PER_S)
@@ -64,6 +67,7 @@ class TabletopRobot:
         self._renderers: dict[tuple[int, int], Any] = {}
         self._physics_ns = 0
         self.dropped_ns = 0  # physics time given up because a call came more than 0.25 s after the one before
+        self._told_dropped_ns, self._told_ns = 0, -NS_PER_S
         self._touch = TouchJudge()
 
     @property
@@ -257,10 +261,20 @@ class TabletopRobot:
             self.dropped_ns += dropped_ns
             self._physics_ns += dropped_ns
             steps = MAX_STEPS_A_CALL
+            self._tell_dropped()
         self._physics_ns += steps * STEP_NS
         for _ in range(steps):
             self._mujoco.mj_step(self._model, self._data)
             self._touch.watch(self._contacts())
+
+    def _tell_dropped(self) -> None:
+        """Once a second at most: a machine that is too slow drops time in every call."""
+        now_ns = self._clock.now_ns()
+        if now_ns - self._told_ns < NS_PER_S:
+            return
+        newly_ms, all_ms = (self.dropped_ns - self._told_dropped_ns) / NS_PER_MS, self.dropped_ns / NS_PER_MS
+        log.warning("dropped %.0f ms of physics (%.0f ms in all): the machine is overloaded", newly_ms, all_ms)
+        self._told_dropped_ns, self._told_ns = self.dropped_ns, now_ns
 
     def _contacts(self) -> list[str]:
         """The blocks that hand or fingers touch in this physics step."""

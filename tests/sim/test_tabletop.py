@@ -77,6 +77,17 @@ def test_a_stall_is_not_caught_up_but_counted(bench):
     assert bench.robot.dropped_ns == 750_000_000
 
 
+def test_dropped_physics_is_told_at_most_once_a_second(bench, caplog):
+    bench.robot.read_state()
+    for _ in range(5):
+        bench.clock.advance(500_000_000)
+        bench.robot.read_state()
+    assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("robot", "WARNING", f"dropped {newly} ms of physics ({total} ms in all): the machine is overloaded")
+        for newly, total in ((250, 250), (500, 750), (500, 1250))
+    ]
+
+
 def test_the_same_seed_and_calls_give_the_same_bits():
     def run(seed: int) -> bytes:
         clock = FakeClock()
