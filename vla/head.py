@@ -18,6 +18,8 @@ import torch
 from torch import nn
 
 AGE_UNIT_MS = 500.0
+# rad, m or the action's own unit. Above what a loaded servo sags; below what a person means by moving a joint.
+HOLD_TOLERANCE = 0.1
 
 
 class RegressionHead(nn.Module):
@@ -83,7 +85,12 @@ class RegressionHead(nn.Module):
 
 
 class HoldHead:
-    """The head of an untrained policy: every target is the present state, so nothing moves."""
+    """The head of an untrained policy: every target is where the robot was first met, so nothing moves.
+
+    An action's target follows its state only once that is more than `HOLD_TOLERANCE` away, as after a move by hand. The
+    measured state itself as target would make each tick's servo error the next tick's target: 0.34 rad in 10 s under
+    5 N.
+    """
 
     def __init__(
         self,
@@ -102,11 +109,16 @@ class HoldHead:
                 f" states: {list(self.state_names)}"
             )
         self._columns = [self.state_names.index(name) for name in self.action_names]
+        self._target: np.ndarray | None = None  # (A,)
 
     def act(self, tokens: np.ndarray, state: np.ndarray, feature_age_ms: float) -> np.ndarray:
         """See `control.head.ActionHead.act`."""
         _check_inputs(tokens, state, None, self.state_names)
-        return np.repeat(state[self._columns][None].astype(np.float64), self.horizon, axis=0)
+        here = state[self._columns].astype(np.float64)
+        if self._target is None:
+            self._target = here
+        self._target = np.where(np.abs(here - self._target) <= HOLD_TOLERANCE, self._target, here)
+        return np.repeat(self._target[None], self.horizon, axis=0)
 
 
 def residual_map(state_names: Sequence[str], action_names: Sequence[str]) -> torch.Tensor:

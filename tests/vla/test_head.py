@@ -74,6 +74,24 @@ def test_a_hold_head_returns_the_state_whatever_it_sees() -> None:
     assert hold.act(np.full((1, 7), 1e9, dtype=np.float32), STATE, 300.0).tolist() == [[-1.3, 0.1]] * 5
 
 
+def test_a_hold_head_does_not_creep_with_a_sagging_servo() -> None:
+    hold = HoldHead(STATES, ("turn", "lift"), 5, 0.1, "policy")
+    joint, sag = STATE[0], 0.03
+    for _ in range(200):
+        target = hold.act(np.zeros((1, 7), dtype=np.float32), np.array([joint, -1.3, 0.04]), 300.0)[0, 1]
+        joint += 0.5 * (target - sag - joint)
+    assert target == STATE[0]
+    assert abs(joint - (STATE[0] - sag)) < 1e-6
+
+
+def test_a_hold_head_holds_where_it_was_moved_to_by_hand() -> None:
+    hold = HoldHead(STATES, ("turn", "lift"), 1, 0.1, "policy")
+    seen = np.zeros((1, 7), dtype=np.float32)
+    hold.act(seen, np.array([0.1, -1.3, 0.04]), 300.0)
+    assert hold.act(seen, np.array([0.15, -1.0, 0.04]), 300.0).tolist() == [[-1.0, 0.1]]
+    assert hold.act(seen, np.array([0.12, -0.95, 0.04]), 300.0).tolist() == [[-1.0, 0.1]]
+
+
 def test_a_hold_head_needs_a_state_for_every_action() -> None:
     with pytest.raises(ValueError, match=r"actions \['suction'\] have no state of that name"):
         HoldHead(STATES, ("turn", "suction"), 5, 0.1, "policy")
