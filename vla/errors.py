@@ -17,6 +17,10 @@ class FileFault(VlaError, ValueError):
     """A policy or model file is missing, damaged or of another kind: names file, expected, got, likely cause."""
 
 
+class TrainingFault(VlaError, ValueError):
+    """A training that cannot begin as asked: its options, its batches or the folder it is to fill."""
+
+
 class DeviceFault(VlaError, ValueError):
     """The device that was asked for is not there. It is never replaced by a slower one."""
 

@@ -1,7 +1,8 @@
 """Trains the embedded backbone, pooling and head together, end to end, on one CPU thread.
 
 Batches come from an iterator (dataset.py), so one loop serves demonstrations, recordings and labels on the policy's own
-states. The averaged weights are what is measured and saved; the folder is a complete policy after every checkpoint.
+states. The averaged weights are what is measured and saved. A checkpoint is written beside the folder and then takes
+its place, so what lies there is always a complete policy.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,9 +22,18 @@ from torch.optim.swa_utils import AveragedModel
 from control.messages import RobotSpec
 from vla import policy, weights
 from vla.dataset import Batch
+from vla.errors import TrainingFault
 from vla.learner import Collator, Inputs, Learner, measure
 from vla.policy import load_part
-from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, backbone_folder, load_spec
+from vla.policy_spec import (
+    HEAD_FILE,
+    POLICY_FILE,
+    HeadChoice,
+    PolicySpec,
+    PoolingChoice,
+    backbone_folder,
+    load_spec,
+)
 from vla.prompt import Prompter
 from vla.tokenizer import build_tokenizer
 
@@ -51,21 +62,22 @@ def train(
     learning_rate: float = LEARNING_RATE,
     log_every: int = 50,
     save_every_minutes: float = 3.0,
-    notes: dict[str, str | int | float] | None = None,
+    overwrite: bool = False,
 ) -> dict[str, float]:
     """Writes a policy to `out_folder`, returns its held-out errors. Ends at `max_minutes`, `steps` or the last batch.
 
-    `start_from` goes on from a policy of the same shape: its weights, tokenizer and normalisation.
+    `start_from` goes on from a policy of the same shape: its weights, tokenizer and normalisation. A policy that lies
+    in `out_folder` already is replaced only with `overwrite`.
     """
-    if max_minutes is None and steps is None:
-        raise ValueError("give max_minutes or steps: the learning rate falls over one of them")
+    _check_length(max_minutes, steps)
+    out_folder = _reserve(out_folder, overwrite)
     torch.manual_seed(seed)
     source = iter(batches)
     learner, prompter = _start(robot, horizon, period_s, wordings, seed, start_from, name)
     if start_from is None:
         first = list(itertools.islice(source, NORMALISE_BATCHES))
         if not first:
-            raise ValueError("there is nothing to train on: `batches` is empty")
+            raise TrainingFault("there is nothing to train on: `batches` is empty")
         learner.normalise_by(first)
         source = itertools.chain(first, source)
     collate = Collator(learner.spec, prompter)
@@ -106,9 +118,9 @@ def train(
             log(f"{minutes:5.1f} min step {step:5d} {parts} | {_report(average, validation)} | {rate_s:.0f} samples/s")
             sums, samples, logged_ns = {}, 0, time.monotonic_ns()
         if (time.monotonic_ns() - saved_ns) / NS_PER_MINUTE >= save_every_minutes:
-            _save(average, prompter, out_folder, seed, step, total, (age_low, age_high), notes or {})
+            _save(average, prompter, out_folder, seed, step, total, (age_low, age_high))
             saved_ns = time.monotonic_ns()
-    policy_id = _save(average, prompter, out_folder, seed, step, total, (age_low, age_high), notes or {})
+    policy_id = _save(average, prompter, out_folder, seed, step, total, (age_low, age_high))
     errors = measure(_averaged(average), validation) if validation else {}
     log(f"saved policy {policy_id} to {out_folder} after {step} steps, {total} samples: {_report(average, validation)}")
     return errors
@@ -127,9 +139,9 @@ def _start(
     if start_from is not None:
         spec = load_spec(start_from)
         if problems := spec.fits(robot):
-            raise ValueError(f"cannot go on from {start_from}: {'; '.join(problems)}")
+            raise TrainingFault(f"cannot go on from {start_from}: {'; '.join(problems)}")
         if (spec.horizon, spec.period_s) != (horizon, period_s):
-            raise ValueError(
+            raise TrainingFault(
                 f"cannot go on from {start_from}: it has horizon {spec.horizon} at {spec.period_s} s,"
                 f" asked for {horizon} at {period_s} s"
             )
@@ -210,24 +222,71 @@ def _save(
     steps: int,
     samples: int,
     ages_ms: tuple[float, float],
-    notes: dict[str, str | int | float],
 ) -> str:
     learner = _averaged(average)
-    provenance = {
+    provenance: dict[str, str | int | float] = {
         "seed": seed,
         "steps": steps,
         "samples": samples,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        **notes,
     }
     ages = (float(ages_ms[0]), float(ages_ms[1])) if steps else (0.0, 0.0)
-    spec = learner.spec.model_copy(update={"provenance": provenance, "feature_age_ms": ages})
-    backbone = folder / BACKBONE_FOLDER
-    weights.save(learner.backbone, backbone, torch.float16)
-    prompter.save(backbone)
-    return policy.save(folder, spec, {"pool": learner.pool, "aggregate": learner.aggregate, "head": learner.head})
+    spec = learner.spec.model_copy(
+        update={"backbone": BACKBONE_FOLDER, "provenance": provenance, "feature_age_ms": ages}
+    )
+    new = _beside(folder, "new")
+    shutil.rmtree(new, ignore_errors=True)
+    weights.save(learner.backbone, new / BACKBONE_FOLDER, torch.float16)
+    prompter.save(new / BACKBONE_FOLDER)
+    policy_id = policy.save(new, spec, {"pool": learner.pool, "aggregate": learner.aggregate, "head": learner.head})
+    _replace(folder, new)
+    return policy_id
+
+
+def _check_length(max_minutes: float | None, steps: int | None) -> None:
+    if max_minutes is None and steps is None:
+        raise TrainingFault("give max_minutes or steps: the learning rate falls over one of them")
+    if max_minutes is not None and not 0 < max_minutes < math.inf:
+        raise TrainingFault(f"minutes of training must be a finite number above 0, got {max_minutes}")
+    if steps is not None and steps < 1:
+        raise TrainingFault(f"steps of training must be at least 1, got {steps}")
+
+
+def _reserve(folder: Path, overwrite: bool) -> Path:
+    """The absolute folder to fill: it exists, it and its neighbourhood can be written, and nothing is lost there."""
+    folder = folder.resolve()
+    probe = _beside(folder, "new")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.mkdir(exist_ok=True)
+        shutil.rmtree(probe)
+        holds = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise TrainingFault(
+            f"{folder} cannot be written ({error.strerror}): likely a wrong path, or a folder of another user"
+        ) from error
+    if POLICY_FILE in holds and not overwrite:
+        raise TrainingFault(f"{folder} holds a policy already: choose another folder, or allow to overwrite it")
+    if foreign := [name for name in holds if name not in (POLICY_FILE, HEAD_FILE, BACKBONE_FOLDER)]:
+        raise TrainingFault(
+            f"{folder} holds '{foreign[0]}', which is no part of a policy and would be lost: choose another folder"
+        )
+    return folder
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """`new` takes the place of `folder`: two renames, so at every moment one whole policy is on the disk."""
+    old = _beside(folder, "old")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old)
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}")
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -10,10 +10,12 @@ import torch
 from control.messages import Frames
 from tests.vla import squares
 from tests.vla.conftest import instruction
+from vla import policy
 from vla.encoder import QwenEncoder, load_encoder
+from vla.errors import TrainingFault
 from vla.learner import Collator, Learner
 from vla.policy import load_head
-from vla.policy_spec import PolicySpec, PoolingChoice, load_spec, verify
+from vla.policy_spec import PolicySpec, PoolingChoice, identify, load_spec, verify
 from vla.prompt import Prompter
 from vla.qwen import QwenBackbone
 from vla.train import train
@@ -116,7 +118,59 @@ def test_training_goes_on_from_a_policy_with_its_normalisation(tmp_path: Path) -
 def test_going_on_from_a_policy_of_another_horizon_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(ValueError, match="it has horizon 8 at 0.1 s, asked for 4 at 0.1 s"):
-        train([], [], tmp_path, squares.robot(VIEWS, SIDE), 4, 0.1, (), steps=1, start_from=tmp_path)
+        train([], [], tmp_path / "on", squares.robot(VIEWS, SIDE), 4, 0.1, (), steps=1, start_from=tmp_path)
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_training_that_would_never_end_is_refused(tmp_path: Path, minutes: float) -> None:
+    with pytest.raises(TrainingFault, match="minutes of training must be a finite number above 0, got"):
+        run(tmp_path, steps=None, max_minutes=minutes)
+
+
+def test_no_step_is_no_training(tmp_path: Path) -> None:
+    with pytest.raises(TrainingFault, match="steps of training must be at least 1, got 0"):
+        run(tmp_path, steps=0)
+
+
+def test_a_policy_is_replaced_only_when_that_is_asked_for(tmp_path: Path) -> None:
+    run(tmp_path / "policy", steps=1)
+    before = identify(tmp_path / "policy")
+    with pytest.raises(TrainingFault, match="holds a policy already: choose another folder"):
+        run(tmp_path / "policy", steps=1, seed=1)
+    assert identify(tmp_path / "policy") == before
+    run(tmp_path / "policy", steps=1, seed=1, overwrite=True)
+    assert identify(tmp_path / "policy") != before
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+
+
+def test_a_folder_with_other_files_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(TrainingFault, match="holds 'thesis.txt', which is no part of a policy and would be lost"):
+        run(tmp_path, overwrite=True)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(TrainingFault, match=r"file/policy cannot be written \(Not a directory\): likely a wrong path"):
+        run(tmp_path / "file" / "policy")
+
+
+def test_a_checkpoint_that_fails_leaves_the_last_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "policy"
+    written: list[str] = []
+    save = policy.save
+
+    def full_disk(*arguments: object) -> str:
+        if written:
+            raise OSError("no space left")
+        written.append(save(*arguments))  # type: ignore[arg-type]
+        return written[0]
+
+    monkeypatch.setattr(policy, "save", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        run(folder, save_every_minutes=0.0)
+    verify(folder)
+    assert [identify(folder)] == written
 
 
 def test_batches_with_nan_end_training_with_the_reason(tmp_path: Path) -> None:
