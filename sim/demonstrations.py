@@ -164,10 +164,10 @@ def _sample(
     visible = {name: np.zeros(n, dtype=bool) for name in cameras}
     for i in range(n):
         robot.pose(q[i], blocks[i])
-        for name, image in robot.render().items():
+        for name, image in robot.cameras.render().items():
             images[name][i] = image
-            visible[name][i] = robot.sees(name, COLOURS[named_index[i]])
-            uv[name][i] = np.clip(np.nan_to_num(robot.pixel(name, named[i]), nan=0.5), 0.0, 0.9999)
+            visible[name][i] = robot.cameras.sees(name, COLOURS[named_index[i]])
+            uv[name][i] = np.clip(np.nan_to_num(robot.cameras.pixel(name, named[i]), nan=0.5), 0.0, 0.9999)
     return Batch(
         images=images,
         instructions=[tasks.sample_instruction(rng, COLOURS[index], split)[1] for index in named_index],

@@ -15,11 +15,12 @@ import numpy as np
 from control.clock import NS_PER_MS, NS_PER_S, Clock
 from control.messages import Instruction, RobotSpec
 from sim import kinematics, tasks
+from sim.cameras import Cameras
 from sim.gl import RenderingUnavailable, load_mujoco
 from sim.judging import TouchJudge
 from sim.options import camera_sizes, seed_number
 from sim.placement import place_blocks
-from sim.scene import BLOCK_SIZE, CAMERAS, COLOURS, TIMESTEP_S, table_top_xml
+from sim.scene import COLOURS, TIMESTEP_S, table_top_xml
 
 __all__ = ["HOME", "RenderingUnavailable", "TabletopRobot"]
 
@@ -64,7 +65,7 @@ class TabletopRobot:
         self._mujoco: Any = None
         self._model: Any = None
         self._data: Any = None
-        self._renderers: dict[tuple[int, int], Any] = {}
+        self._cameras: Cameras | None = None
         self._physics_ns = 0
         self.dropped_ns = 0  # physics time given up because a call came more than 0.25 s after the one before
         self._told_dropped_ns, self._told_ns = 0, -NS_PER_S
@@ -76,8 +77,7 @@ class TabletopRobot:
 
     def connect(self) -> None:
         """Build the scene and open the cameras; raises RenderingUnavailable where there is no OpenGL."""
-        self._load()
-        self._open_cameras()
+        self.cameras.open()
         self._physics_ns = self._clock.now_ns()
 
     def read_state(self) -> np.ndarray:
@@ -87,7 +87,7 @@ class TabletopRobot:
     def read_frames(self) -> dict[str, np.ndarray]:
         """The newest physics state; shadows and multisampling are off (7-35 times the time, measured)."""
         self._catch_up()
-        return self.render()
+        return self.cameras.render()
 
     def apply(self, targets: np.ndarray) -> np.ndarray:
         targets = np.asarray(targets, dtype=np.float64)
@@ -106,9 +106,8 @@ class TabletopRobot:
         self._catch_up()
 
     def close(self) -> None:
-        renderers, self._renderers = self._renderers, {}
-        for renderer in renderers.values():
-            renderer.close()
+        if self._cameras is not None:
+            self._cameras.close()
 
     def begin(self, instruction: Instruction) -> None:
         self._catch_up()
@@ -134,6 +133,13 @@ class TabletopRobot:
     def touched(self) -> tuple[str, ...]:
         """The blocks that the gripper touched since `begin` or `reset`, in the order of the first touch."""
         return tuple(self._touch.touched)
+
+    @property
+    def cameras(self) -> Cameras:
+        """What the cameras show of the last physics step."""
+        self._load()
+        assert self._cameras is not None
+        return self._cameras
 
     @property
     def blocks(self) -> dict[str, np.ndarray]:
@@ -172,51 +178,12 @@ class TabletopRobot:
             self._set_blocks(blocks)
         self._mujoco.mj_forward(self._model, data)
 
-    def render(self, cameras: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-        """Images of the scene as it stands, without stepping it."""
-        self._load()
-        self._open_cameras()
-        images = {}
-        for name in self._spec.cameras if cameras is None else cameras:
-            renderer = self._renderers[self._spec.cameras[name]]
-            renderer.update_scene(self._data, self._camera_id[name])
-            images[name] = renderer.render()
-        return images
-
     def deepest_arm_contact(self) -> float:
         """How deep the arm overlaps anything right now, m; 0 where nothing touches. For choosing poses to render."""
         self._load()
         contact = self._data.contact
         arm = (self._is_arm[contact.geom1] | self._is_arm[contact.geom2]) & (contact.dist < 0)
         return float(-contact.dist[arm].min()) if arm.any() else 0.0
-
-    def pixel(self, camera: str, point: np.ndarray) -> np.ndarray:
-        """Where a camera sees a point (3,): (u right, v down), in [0, 1) inside the image; NaN behind the camera."""
-        self._load()
-        i = self._camera_id[camera]
-        height, width = self._spec.cameras[camera]
-        x, y, z = self._data.cam_xmat[i].reshape(3, 3).T @ (np.asarray(point) - self._data.cam_xpos[i])
-        if z > -1e-6:
-            return np.full(2, np.nan)
-        scale = 0.5 / np.tan(np.radians(self._model.cam_fovy[i]) / 2)
-        return np.array([0.5 - x / z * scale * height / width, 0.5 + y / z * scale])
-
-    def sees(self, camera: str, colour: str) -> bool:
-        """Whether a block's centre lies in the image and at least one of three rays from the camera meets the block."""
-        self._load()
-        block = self._data.body(colour)
-        uv = self.pixel(camera, block.xpos)
-        if not ((uv >= 0) & (uv < 1)).all():
-            return False
-        origin = self._data.cam_xpos[self._camera_id[camera]]
-        sideways = np.cross(block.xpos - origin, (0, 0, 1))
-        sideways *= 0.35 * BLOCK_SIZE / max(float(np.linalg.norm(sideways)), 1e-9)
-        hit = np.zeros(1, dtype=np.int32)
-        for point in (block.xpos, block.xpos + sideways, block.xpos - sideways):
-            self._mujoco.mj_ray(self._model, self._data, origin, point - origin, None, 1, -1, hit)
-            if hit[0] == self._block_geom[colour]:
-                return True
-        return False
 
     def _load(self) -> None:
         if self._model is not None:
@@ -230,24 +197,13 @@ class TabletopRobot:
         self._finger_address = np.array([model.joint(name).qposadr[0] for name in _HAND[1:]])
         self._block_address = [model.joint(colour).qposadr[0] for colour in COLOURS]
         self._block_velocity = [model.joint(colour).dofadr[0] for colour in COLOURS]
-        self._block_geom = {colour: model.geom(colour).id for colour in COLOURS}
-        self._camera_id = {name: model.camera(name).id for name in CAMERAS}
+        self._cameras = Cameras(model, self._data, self._spec.cameras)
         hand = [model.body(name).id for name in _HAND]
         self._is_hand = np.isin(model.geom_bodyid, hand)
         self._is_arm = (model.geom_contype == 1) & (model.geom_bodyid > 0)
         self._block_index = np.full(model.ngeom, -1)
-        self._block_index[list(self._block_geom.values())] = range(len(COLOURS))
+        self._block_index[[model.geom(colour).id for colour in COLOURS]] = range(len(COLOURS))
         self.reset(self._seed)
-
-    def _open_cameras(self) -> None:
-        if self._renderers:
-            return
-        try:
-            for height, width in sorted(set(self._spec.cameras.values())):
-                self._renderers[height, width] = self._mujoco.Renderer(self._model, height, width)
-        except Exception as cause:  # MuJoCo raises a different class for every library that can be missing
-            self._renderers = {}
-            raise RenderingUnavailable(cause) from cause
 
     def _state(self) -> np.ndarray:
         qpos = self._data.qpos

@@ -229,7 +229,7 @@ def test_pressing_on_a_block_is_soft(bench):
 def test_every_fixed_view_frames_the_whole_work_area(bench, camera):
     for x in (0.24, 0.50):
         for y in (-0.22, 0.22):
-            uv = bench.robot.pixel(camera, np.array([x, y, Z]))
+            uv = bench.robot.cameras.pixel(camera, np.array([x, y, Z]))
             assert (uv > 0.02).all() and (uv < 0.98).all()
 
 
