@@ -277,7 +277,7 @@ def evaluate(
     config: ConfigOption = DEFAULT_CONFIG,
     set_: SetOption = None,
     episodes: Annotated[int, typer.Option(min=1, metavar="N", help="Seeded episodes at each feature age.")] = 40,
-    feature_age: Annotated[str, typer.Option(metavar="MS,MS", help="Feature ages to charge, in ms.")] = "100,300,600",
+    feature_age: Annotated[str, typer.Option(metavar="MS,MS", help="Feature ages to charge, in ms.")] = "100,300,500",
     wordings: Annotated[str, typer.Option(help="seen in training, or unseen.")] = "unseen",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the list of episodes.")] = 1000,
     report: ReportOption = None,
@@ -305,6 +305,8 @@ def evaluate(
         )
     _check_policy(settings)
     _check_writable(report)
+    for age_ms in ages_ms:
+        judging.check_lockstep(settings.loop_settings(), age_ms)
     torch.set_num_threads(settings.encoder.threads)
     folder = Path(settings.encoder.policy)
     encoder, head = load_encoder(folder, settings.encoder.device, 1), load_head(folder)
