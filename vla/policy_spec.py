@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -123,7 +124,7 @@ def load_spec(folder: Path) -> PolicySpec:
     if not file.is_file():
         raise FileFault(f"{file} is missing: expected a policy folder; likely a wrong path")
     try:
-        return PolicySpec.model_validate_json(json.dumps(yaml.safe_load(file.read_text(encoding="utf-8"))))
+        return PolicySpec.model_validate_json(json.dumps(_parse(file.read_text(encoding="utf-8"))))
     except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
         raise FileFault(
             f"{file}: not readable as YAML ({error}): likely damaged by hand or an interrupted copy"
@@ -184,6 +185,21 @@ def _files(folder: Path, spec: PolicySpec) -> list[Path]:
     backbone = backbone_folder(folder, spec)
     found = [head] if spec.needs_head_file and head.is_file() else []
     return found if backbone is None else found + model_files(backbone)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"line {line}: key '{key.value}' stands twice, remove one")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, _UniqueKeys)  # noqa: S506 - a SafeLoader
 
 
 def _explain(error: ValidationError) -> str:

@@ -25,7 +25,7 @@ from vla.errors import FileFault, PromptError
 from vla.sizes import MERGE, patch_grid
 
 TURN_START, VISION_START, IMAGE_PAD = "<|im_start|>", "<|vision_start|>", "<|image_pad|>"
-MAX_TEXT_TOKENS = 256
+MAX_TEXT_TOKENS = 4096  # any 1000 characters, even at four bytes and one token a byte, and the words around them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +97,14 @@ class Prompter:
                     f"{folder / name} is missing: expected the tokenizer in the published Qwen2.5-VL layout;"
                     " likely an incomplete copy or download"
                 )
-        return cls(AutoTokenizer.from_pretrained(folder))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # the tokenizers library raises plain Exception
+            raise FileFault(
+                f"{folder / 'tokenizer.json'} and tokenizer_config.json beside it: not a readable tokenizer"
+                f" ({' '.join(str(error).split())}): likely an interrupted copy or download"
+            ) from error
+        return cls(tokenizer)
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer files into a model folder."""

@@ -32,7 +32,7 @@ PUBLISHED_FILES = ("*.json", "*.safetensors", "merges.txt")
 
 # Vision and language sizes. "3b" is Qwen/Qwen2.5-VL-3B-Instruct as published. The rotary base of the small ones is low
 # because their images are 4 x 4 tokens: with 1e6, neighbouring rows and columns would get all but the same rotation.
-_SMALL = {"vocab_size": VOCABULARY, "max_position_embeddings": 2048, "tie_word_embeddings": True, "bos_token_id": 0}
+_SMALL = {"vocab_size": VOCABULARY, "max_position_embeddings": 8192, "tie_word_embeddings": True, "bos_token_id": 0}
 GEOMETRIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "3b": (
         {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
@@ -71,7 +71,8 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the GPU computes in it, float16 on older GPUs, float32 on the CPU."""
     if device.type != "cuda":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    with torch.cuda.device(device):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def geometry_config(name: str) -> Any:
@@ -135,7 +136,7 @@ def _initial_std(name: str, parameter: torch.Tensor, depth: int) -> float:
 
 def load(folder: Path, device: torch.device, dtype: torch.dtype) -> QwenBackbone:
     """The model of a folder in the published layout, checked key by key."""
-    model = _empty_model(_read_config(folder), dtype)
+    model = _described_model(folder, dtype)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     state: dict[str, torch.Tensor] = {}
     for file in weight_files(folder):
@@ -204,7 +205,8 @@ def resolve(name: str) -> Path:
         ) from error
 
 
-def _read_config(folder: Path) -> Any:
+def _described_model(folder: Path, dtype: torch.dtype) -> Qwen2_5_VLModel:
+    """What config.json describes, still without weights."""
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise FileFault(f"{file} is missing: expected a Qwen2.5-VL folder in the published layout; likely a wrong path")
@@ -218,10 +220,17 @@ def _read_config(folder: Path) -> Any:
         raise FileFault(
             f"{file}: model_type expected 'qwen2_5_vl', got {kind!r}: this folder holds another architecture"
         )
-    config = AutoConfig.from_pretrained(folder)
-    if problems := check_supported(config):
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        problems = check_supported(config)
+        model = None if problems else _empty_model(config, dtype)
+    except Exception as error:  # transformers' own kinds, and whatever a wrong type meets first
+        raise FileFault(
+            f"{file}: does not describe a model ({' '.join(str(error).split())}): likely damaged by hand"
+        ) from error
+    if model is None:
         raise FileFault(f"{file}: {'; '.join(problems)}: a variant of Qwen2.5-VL that this encoder does not know")
-    return config
+    return model
 
 
 def _tensors(file: Path, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:

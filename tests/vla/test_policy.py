@@ -106,6 +106,13 @@ def test_a_wrong_field_of_policy_yaml_is_named(policy_folder: Path, changes: dic
         load_spec(policy_folder)
 
 
+def test_a_key_that_stands_twice_is_refused(policy_folder: Path) -> None:
+    file = policy_folder / "policy.yaml"
+    file.write_text(file.read_text() + "horizon: 4\n")
+    with pytest.raises(FileFault, match=r"policy.yaml: .*line \d+: key 'horizon' stands twice, remove one"):
+        load_spec(policy_folder)
+
+
 def test_a_folder_without_a_policy_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileFault, match="policy.yaml is missing: expected a policy folder; likely a wrong path"):
         load_head(tmp_path)

@@ -48,8 +48,13 @@ def test_an_empty_instruction_is_refused(prompter: Prompter, text: str) -> None:
 
 
 def test_an_instruction_too_long_for_the_model_is_refused(prompter: Prompter) -> None:
-    with pytest.raises(PromptError, match="at most 256 fit"):
-        prompter.row("pick " * 400, "front", (56, 56))
+    with pytest.raises(PromptError, match="at most 4096 fit"):
+        prompter.row("pick " * 5000, "front", (56, 56))
+
+
+@pytest.mark.parametrize("letter", ["x", "ж", "左", "🦾"])
+def test_any_thousand_characters_encode(prompter: Prompter, letter: str) -> None:
+    assert len(prompter.row(letter * 1000, "front", (28, 28)).token_ids) > 0
 
 
 def test_any_text_encodes_and_comes_back(prompter: Prompter) -> None:
@@ -72,4 +77,12 @@ def test_the_saved_tokenizer_loads_without_remote_code_and_encodes_the_same(prom
 
 def test_a_missing_tokenizer_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileFault, match="tokenizer.json is missing.*incomplete copy or download"):
+        Prompter.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_truncated_tokenizer_file_is_named(prompter: Prompter, tmp_path: Path, name: str) -> None:
+    prompter.save(tmp_path)
+    (tmp_path / name).write_text((tmp_path / name).read_text()[:100])
+    with pytest.raises(FileFault, match=r"tokenizer.json and .*: not a readable tokenizer \(.*interrupted copy"):
         Prompter.load(tmp_path)

@@ -108,6 +108,21 @@ def test_another_architecture_is_refused(folder: Path) -> None:
         weights.load(folder, CPU, torch.float32)
 
 
+@pytest.mark.parametrize("change", [{"text_config": "none"}, {"vision_config": {"hidden_size": "wide"}}])
+def test_a_config_with_a_wrong_type_is_named(folder: Path, change: dict[str, object]) -> None:
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileFault, match=r"config.json: does not describe a model \(.*\): likely damaged by hand"):
+        weights.load(folder, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', "{"])
+def test_an_index_of_another_kind_is_named(folder: Path, text: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(FileFault, match="index.json: expected a JSON map with 'weight_map'.*interrupted download"):
+        weights.load(folder, CPU, torch.float32)
+
+
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileFault, match=r"config.json is missing.*wrong path"):
         weights.load(tmp_path, CPU, torch.float32)
