@@ -161,8 +161,18 @@ def load_encoder(folder: Path, device: str, encoder_epoch: int, random_weights: 
     With `random_weights` the backbone is an untrained one of the same geometry, for measuring time with no download:
     its features mean nothing, and carry a policy id that no trained head accepts.
     """
-    spec = load_spec(folder)
     place = _device(device)
+    try:
+        return _load(folder, place, encoder_epoch, random_weights)
+    except torch.OutOfMemoryError as error:
+        raise DeviceFault(
+            f"device '{device}' has too little free memory for policy {folder}: likely another process fills it"
+            " (see nvidia-smi); use another GPU or a smaller policy"
+        ) from error
+
+
+def _load(folder: Path, place: torch.device, encoder_epoch: int, random_weights: bool) -> QwenEncoder:
+    spec = load_spec(folder)
     dtype = weights.pick_dtype(place)
     pool, aggregate = view_pooling(spec), view_aggregation(spec)
     if random_weights:
@@ -219,11 +229,19 @@ class _Stopwatch:
 
 
 def _device(name: str) -> torch.device:
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceFault(f"device '{name}' is unknown: use 'cpu', 'cuda' or 'cuda:N'") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise DeviceFault(
                 f"device '{name}' was asked for, but torch sees no CUDA GPU: use 'cpu', or install CUDA torch"
+            )
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise DeviceFault(
+                f"device '{name}' was asked for, but there are {torch.cuda.device_count()} CUDA GPUs, the first is"
+                " 'cuda:0': use one of them, or look at CUDA_VISIBLE_DEVICES"
             )
         torch.set_float32_matmul_precision("high")  # TF32 for the little that stays in float32
     elif device.type != "cpu":

@@ -9,9 +9,11 @@ import torch
 
 from control.messages import Frames
 from tests.vla.conftest import edit_yaml, frames, instruction
+from vla import weights
 from vla.encoder import QwenEncoder, load_encoder
-from vla.errors import CameraError, FileFault, NonFiniteFeatures, PromptError
+from vla.errors import CameraError, DeviceFault, FileFault, NonFiniteFeatures, PromptError
 from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice
+from vla.qwen import QwenBackbone
 
 
 @pytest.fixture
@@ -111,6 +113,37 @@ def test_a_backbone_of_another_width_is_refused(policy_folder: Path) -> None:
 def test_an_unknown_device_is_refused_with_the_alternatives(policy_folder: Path) -> None:
     with pytest.raises(ValueError, match="use 'cpu', 'cuda' or 'cuda:N'"):
         load_encoder(policy_folder, "meta", 1)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu:x"])
+def test_a_device_that_is_no_device_is_refused(policy_folder: Path, name: str) -> None:
+    with pytest.raises(DeviceFault, match=f"device '{name}' is unknown: use 'cpu', 'cuda' or 'cuda:N'"):
+        load_encoder(policy_folder, name, 1)
+
+
+def test_a_gpu_that_is_not_there_is_refused(policy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(DeviceFault, match="device 'cuda:2' was asked for, but there are 2 CUDA GPUs"):
+        load_encoder(policy_folder, "cuda:2", 1)
+
+
+def test_a_gpu_without_room_is_a_device_fault(policy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> QwenBackbone:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(weights, "load", full)
+    with pytest.raises(DeviceFault, match="device 'cpu' has too little free memory for policy"):
+        load_encoder(policy_folder, "cpu", 1)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_random_weights_of_the_published_size_give_features() -> None:
+    folder = Path(__file__).resolve().parents[2] / "vla" / "policies" / "qwen2.5-vl-3b"
+    encoder = load_encoder(folder, "cuda", 1, random_weights=True)
+    images = {name: np.full((*size, 3), 128, dtype=np.uint8) for name, size in encoder.cameras.items()}
+    tokens = encoder.encode(Frames(1, 1, images), instruction()).tokens
+    assert tokens.shape == (5, 2048) and np.isfinite(tokens).all()
 
 
 @pytest.mark.gpu
