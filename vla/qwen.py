@@ -36,6 +36,23 @@ class ImageTables:
     windows: tuple[tuple[int, int, int], ...]  # runs of equal windows: first patch, end, patches of one window
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FoldedLayer:
+    """The first layer over bytes, and of which weights it was made."""
+
+    source: torch.Tensor  # keeps the storage, so that its address is not given to others
+    version: int
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def is_of(self, source: torch.Tensor) -> bool:
+        return (
+            self.source.data_ptr() == source.data_ptr()
+            and self.version == source._version
+            and (self.source.dtype, self.source.device) == (source.dtype, source.device)
+        )
+
+
 class QwenBackbone(nn.Module):
     """The vision tower and the language model of a `Qwen2_5_VLModel`, without its lm_head."""
 
@@ -46,6 +63,7 @@ class QwenBackbone(nn.Module):
         self.config: Any = model.config  # nested configurations are typed as maps
         self.width: int = self.config.text_config.hidden_size
         self._tables: dict[tuple[int, int], ImageTables] = {}
+        self._folded: FoldedLayer | None = None
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +85,7 @@ class QwenBackbone(nn.Module):
         views, count, _ = patches.shape
         patches = patches.view(views, count // MERGE**2, MERGE**2, PATCH_BYTES)[:, tables.order]
         weight, bias = self._byte_embedding()
-        hidden = F.linear((patches.float() - PIXEL_CENTRE).to(self.dtype), weight, bias).view(views, count, -1)
+        hidden = F.linear((patches.float() - PIXEL_CENTRE).to(weight.dtype), weight, bias).view(views, count, -1)
         for index, block in enumerate(visual.blocks):
             whole = index in visual.fullatt_block_indexes
             windows = ((0, count, count),) if whole else tables.windows
@@ -96,12 +114,21 @@ class QwenBackbone(nn.Module):
 
     def _byte_embedding(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The first layer over bytes: both temporal patches, scaling and normalisation folded into one product."""
-        kernel = self.visual.patch_embed.proj.weight.float().sum(dim=2)  # (width, channel, row, column)
+        source = self.visual.patch_embed.proj.weight
+        if source.requires_grad or source.is_inference():  # in training, or with no count of its changes
+            return self._fold(source)
+        if self._folded is None or not self._folded.is_of(source):
+            self._folded = FoldedLayer(source.detach(), source._version, *self._fold(source))
+        return self._folded.weight, self._folded.bias
+
+    @staticmethod
+    def _fold(source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        kernel = source.float().sum(dim=2)  # (width, channel, row, column)
         mean = kernel.new_tensor(PIXEL_MEAN).view(1, CHANNELS, 1, 1)
         std = kernel.new_tensor(PIXEL_STD).view(1, CHANNELS, 1, 1)
         bias = (kernel * ((PIXEL_CENTRE / 255.0 - mean) / std)).sum(dim=(1, 2, 3))
         weight = (kernel / (255.0 * std)).flatten(1)
-        return weight.to(self.dtype), bias.to(self.dtype)
+        return weight.to(source.dtype), bias.to(source.dtype)
 
     def _image_tables(self, size: tuple[int, int]) -> ImageTables:
         tables = self._tables.get(size)

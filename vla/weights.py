@@ -68,7 +68,7 @@ GEOMETRIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the GPU computes in it, float16 on older GPUs, float32 on the CPU."""
+    """bfloat16 where the GPU computes in it, float16 on older GPUs (but see `_empty_model`), float32 on the CPU."""
     if device.type != "cuda":
         return torch.float32
     with torch.cuda.device(device):
@@ -137,7 +137,8 @@ def _initial_std(name: str, parameter: torch.Tensor, depth: int) -> float:
 def load(folder: Path, device: torch.device, dtype: torch.dtype) -> QwenBackbone:
     """The model of a folder in the published layout, checked key by key."""
     model = _described_model(folder, dtype)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wanted = model.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     state: dict[str, torch.Tensor] = {}
     for file in weight_files(folder):
         for key, tensor in _tensors(file, device):
@@ -158,7 +159,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> QwenBackbone
                 raise FileFault(
                     f"{file}: weight '{key}' expected a floating point type, got {tensor.dtype}: quantised?"
                 )
-            state[name] = tensor.to(dtype)
+            state[name] = tensor.to(wanted[name].dtype)
     if missing := sorted(set(expected) - set(state)):
         raise FileFault(
             f"{folder}: {len(missing)} of {len(expected)} weights are missing, first '{missing[0]}':"
@@ -256,8 +257,12 @@ def _current_name(key: str) -> str:
 
 
 def _empty_model(config: Any, dtype: torch.dtype) -> Qwen2_5_VLModel:
+    """In float16 the vision tower stays in float32: block 31 of the published one goes beyond 65504."""
     with torch.device("meta"):
-        return AutoModel.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModel.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    if dtype == torch.float16:
+        model.visual.float()
+    return model
 
 
 def _fill_rotary(model: Qwen2_5_VLModel, device: torch.device) -> None:

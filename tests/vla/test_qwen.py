@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModel
@@ -95,13 +97,62 @@ def test_text_does_not_depend_on_the_image_that_follows_it(tiny: QwenBackbone, p
     assert not torch.allclose(first[:, start:], second[:, start:])
 
 
-def test_bfloat16_stays_near_float32(prompter: Prompter) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near_float32(
+    tiny: QwenBackbone, prompter: Prompter, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    weights.save(tiny, tmp_path, torch.float32)
     prompt = prompter.prompt("go", {"a": (56, 56)})
     images = images_for(prompt)
     with torch.inference_mode():
-        exact = weights.random_weights("tiny", CPU, torch.float32)(images, prompt)
-        half = weights.random_weights("tiny", CPU, torch.float32).to(torch.bfloat16)(images, prompt)
+        exact = tiny(images, prompt)
+        loaded = weights.load(tmp_path, CPU, dtype)
+        half = loaded(images, prompt)
+    assert loaded.dtype == half.dtype == dtype
     assert torch.nn.functional.cosine_similarity(exact.flatten(), half.float().flatten(), dim=0) > 0.999
+
+
+def test_a_vision_tower_that_overflows_float16_stays_finite(prompter: Prompter, tmp_path: Path) -> None:
+    prompt = prompter.prompt("go", {"a": (56, 56)})
+    images = images_for(prompt)
+    large = weights.random_weights("tiny", CPU, torch.float32).requires_grad_(False)
+    large.visual.blocks[1].mlp.down_proj.weight.mul_(1e5)
+    weights.save(large, tmp_path, torch.float32)
+    with torch.inference_mode():
+        exact, kept = (weights.load(tmp_path, CPU, dtype)(images, prompt) for dtype in (torch.float32, torch.float16))
+        plain = weights.load(tmp_path, CPU, torch.float32).to(torch.float16)(images, prompt)
+    assert not plain.isfinite().all()
+    assert torch.nn.functional.cosine_similarity(exact.flatten(), kept.float().flatten(), dim=0) > 0.999
+
+
+@torch.inference_mode()
+def test_the_folded_first_layer_is_kept_until_its_weights_change(prompter: Prompter) -> None:
+    with torch.inference_mode(False):
+        backbone = weights.random_weights("tiny", CPU, torch.float32).requires_grad_(False)
+    prompt = prompter.prompt("go", {"a": (56, 56)})
+    images = images_for(prompt)
+
+    def vision() -> torch.Tensor:
+        kept = backbone.vision(images[0], (56, 56))
+        layer, backbone._folded = backbone._folded, None
+        assert torch.equal(kept, backbone.vision(images[0], (56, 56)))
+        backbone._folded = layer
+        return kept
+
+    source = backbone.visual.patch_embed.proj
+    first = vision()
+    folded = backbone._folded
+    assert torch.equal(vision(), first) and backbone._folded is folded
+    source.weight.mul_(2.0)
+    second = vision()
+    assert not torch.equal(second, first)
+    with torch.inference_mode(False):
+        source.weight = torch.nn.Parameter(source.weight * 2.0, requires_grad=False)
+    assert not torch.equal(vision(), second)
+    source.weight.requires_grad_(True)
+    backbone._folded = None
+    vision()
+    assert backbone._folded is None
 
 
 def test_windows_of_one_size_share_one_attention_call() -> None:
