@@ -20,7 +20,7 @@ from control.head import ActionHead
 from vla.errors import FileFault
 from vla.head import HoldHead, RegressionHead
 from vla.policy_spec import HEAD_FILE, POLICY_FILE, PolicySpec, identify, load_spec
-from vla.pooling import Aggregation, Pooling, ViewAggregation, ViewPooling
+from vla.pooling import ViewAggregation, ViewPooling
 from vla.sizes import SIDE
 
 Part = Literal["pool", "aggregate", "head"]
@@ -30,12 +30,12 @@ def view_pooling(spec: PolicySpec) -> ViewPooling:
     """Untrained pooling module of the right shape."""
     height, width = next(iter(spec.model_sizes.values()))
     image_tokens = (height // SIDE) * (width // SIDE)
-    return ViewPooling(Pooling(spec.pooling.view), spec.width, image_tokens, spec.pooling.queries)
+    return ViewPooling(spec.pooling.view, spec.width, image_tokens, spec.pooling.queries)
 
 
 def view_aggregation(spec: PolicySpec) -> ViewAggregation:
     """Untrained aggregation module of the right shape."""
-    return ViewAggregation(Aggregation(spec.pooling.aggregation), spec.width, len(spec.cameras))
+    return ViewAggregation(spec.pooling.aggregation, spec.width, len(spec.cameras))
 
 
 def regression_head(spec: PolicySpec, policy_id: str = "") -> RegressionHead:

@@ -26,6 +26,8 @@ ID_DIGITS = 12
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 Pixels = Annotated[int, Field(ge=SIDE, le=4096)]
+Pooling = Literal["mean", "max", "last", "attention"]  # the image tokens of one view to its feature tokens
+Aggregation = Literal["mean", "max", "concat", "attention"]  # the views to the features
 ModelPixels = Annotated[int, Field(ge=SIDE, le=4096, multiple_of=SIDE)]
 
 
@@ -36,9 +38,9 @@ class Strict(BaseModel):
 class PoolingChoice(Strict):
     """How image tokens become feature tokens; `queries` other than 1 needs attention."""
 
-    view: Literal["mean", "max", "last", "attention"] = "mean"
+    view: Pooling = "mean"
     queries: int = Field(default=1, ge=1, le=16)
-    aggregation: Literal["mean", "max", "concat", "attention"] = "concat"
+    aggregation: Aggregation = "concat"
 
 
 class HeadChoice(Strict):

@@ -9,28 +9,10 @@ Letters: V views, N image tokens of a view, Q queries, T feature tokens, D width
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import torch
 from torch import nn
 
-
-class Pooling(StrEnum):
-    """How the image tokens of one view become its feature tokens."""
-
-    MEAN = "mean"
-    MAX = "max"
-    LAST = "last"
-    ATTENTION = "attention"
-
-
-class Aggregation(StrEnum):
-    """How the views become the features."""
-
-    MEAN = "mean"
-    MAX = "max"
-    CONCAT = "concat"
-    ATTENTION = "attention"
+from vla.policy_spec import Aggregation, Pooling
 
 
 class ViewPooling(nn.Module):
@@ -38,8 +20,8 @@ class ViewPooling(nn.Module):
 
     def __init__(self, kind: Pooling, width: int, image_tokens: int = 0, queries: int = 1) -> None:
         super().__init__()
-        self.kind = Pooling(kind)
-        if self.kind is not Pooling.ATTENTION:
+        self.kind = kind
+        if self.kind != "attention":
             if queries != 1:
                 raise ValueError(
                     f"pooling '{self.kind}' gives one token a view, got queries={queries}; use 'attention'"
@@ -58,11 +40,11 @@ class ViewPooling(nn.Module):
         self.scale = width**-0.5
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        if self.kind is Pooling.MEAN:
+        if self.kind == "mean":
             return tokens.mean(dim=-2, keepdim=True)
-        if self.kind is Pooling.MAX:
+        if self.kind == "max":
             return tokens.amax(dim=-2, keepdim=True)
-        if self.kind is Pooling.LAST:
+        if self.kind == "last":
             return tokens[..., -1:, :]
         return self.attend(tokens)[0]
 
@@ -83,8 +65,8 @@ class ViewAggregation(nn.Module):
 
     def __init__(self, kind: Aggregation, width: int, views: int = 0) -> None:
         super().__init__()
-        self.kind = Aggregation(kind)
-        if self.kind is not Aggregation.ATTENTION:
+        self.kind = kind
+        if self.kind != "attention":
             return
         if views < 1:
             raise ValueError(f"attention aggregation needs the number of views, got {views}")
@@ -96,11 +78,11 @@ class ViewAggregation(nn.Module):
         self.scale = width**-0.5
 
     def forward(self, views: torch.Tensor) -> torch.Tensor:
-        if self.kind is Aggregation.MEAN:
+        if self.kind == "mean":
             return views.mean(dim=-3)
-        if self.kind is Aggregation.MAX:
+        if self.kind == "max":
             return views.amax(dim=-3)
-        if self.kind is Aggregation.CONCAT:
+        if self.kind == "concat":
             return views.flatten(-3, -2)
         placed = self.norm(views) + self.positions
         weights = (self.key(placed) @ (self.query * self.scale)).softmax(dim=-2)
