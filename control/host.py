@@ -64,9 +64,8 @@ class Follower:
         times = np.concatenate(([self._from_ns], np.maximum(points_ns, self._from_ns + 1)))
         path = np.vstack((start, chunk.targets))
         wanted = np.array([np.interp(now_ns, times, column) for column in path.T])
-        # An arm found outside its limits is led back at its velocity limit, not thrown back.
-        low, high = np.minimum(self._spec.action_low, reference), np.maximum(self._spec.action_high, reference)
-        target = reference + np.clip(np.clip(wanted, low, high) - reference, -self._max_step, self._max_step)
+        inside = np.clip(wanted, self._spec.action_low, self._spec.action_high)
+        target = reference + np.clip(inside - reference, -self._max_step, self._max_step)
         if not np.isfinite(target).all():
             self.reason = "the way from the measured state to the action holds NaN or infinity"
             return None
