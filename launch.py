@@ -7,7 +7,6 @@ Imports stay inside the commands: an operator's `say` loads no model code, and t
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
@@ -72,7 +71,7 @@ def run(
     from control.discovery import REMOTE
     from control.environment import environment
     from control.host import stop_on_signals
-    from control.report import RunFigures
+    from control.report import RunFigures, check_writable, write_report
     from control.script import Script
     from control.supervisor import Supervisor
 
@@ -87,7 +86,7 @@ def run(
         overrides.append("encoder.random_weights=true")
     settings = _load(config, overrides)
     _check_policy(settings)
-    _check_writable(report)
+    check_writable(report)
     where = environment()
     texts = [say] if say else []
     if episodes:
@@ -122,7 +121,7 @@ def run(
     code = supervisor.run(stopped, duration)
     result = supervisor.result() | {"config": settings.model_dump(mode="json"), **where}
     console.summary(result)
-    _write(report, result)
+    write_report(report, result)
     raise typer.Exit(code)
 
 
@@ -241,9 +240,10 @@ def check(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None) -> None
 @app.command(rich_help_panel="Prepare")
 def train(
     out: Annotated[Path, typer.Option(help="Policy folder to write.")],
-    minutes: Annotated[float, typer.Option(help="Training time on one CPU core, rendering included.")] = 50.0,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Training time on one CPU core, with rendering.")] = 50.0,
     batch_size: Annotated[int, typer.Option(min=2, max=1024)] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Seed of scenes and weights.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a policy that lies there already.")] = False,
 ) -> None:
     """Train the embedded policy on the simulator: backbone, pooling and head, end to end, from nothing else."""
     import itertools
@@ -269,6 +269,7 @@ def train(
         seed=seed,
         log=typer.echo,
         name="tabletop",
+        overwrite=overwrite,
     )
 
 
@@ -287,6 +288,7 @@ def evaluate(
     from rich.progress import track
 
     from control.environment import environment
+    from control.report import check_writable, write_report
     from sim import evaluate as judging
     from sim import tasks
     from vla.encoder import load_encoder
@@ -300,11 +302,9 @@ def evaluate(
         raise typer.BadParameter(f"--feature-age takes numbers of ms like 100,300, got '{feature_age}'") from None
     settings = _load(config, set_)
     if settings.robot.name != "tabletop" or settings.encoder.random_weights:
-        raise typer.BadParameter(
-            "eval needs robot.name tabletop and a trained policy: it judges tasks of that table"
-        )
+        raise typer.BadParameter("eval needs robot.name tabletop and a trained policy: it judges tasks of that table")
     _check_policy(settings)
-    _check_writable(report)
+    check_writable(report)
     for age_ms in ages_ms:
         judging.check_lockstep(settings.loop_settings(), age_ms)
     torch.set_num_threads(settings.encoder.threads)
@@ -318,14 +318,9 @@ def evaluate(
             encoder, head, settings.loop_settings(), settings.robot.options, shown, age_ms, settings.watchdog_ns
         )
         row = success[f"{age_ms:g}"] = judging.summarise(outcomes)
-        low, high = row["ci95"]
-        typer.echo(
-            f"feature age {age_ms:4g} ms: {row['successes']} of {row['episodes']} touched the named block"
-            f" ({low:.0%}-{high:.0%}), another one first {row['wrong_block_first']},"
-            f" median {row['time_s'] or float('nan'):.1f} s"
-        )
+        typer.echo(judging.describe(age_ms, row))
     figures = {"policy": head.policy_id, "wordings": wordings, "seed": seed, "success": success}
-    _write(report, figures | environment())
+    write_report(report, figures | environment())
 
 
 def _load(config: Path, overrides: list[str] | None) -> Config:
@@ -340,10 +335,10 @@ def _check_policy(settings: Config) -> list[str]:
     from control.discovery import REMOTE, make_robot
     from control.errors import MismatchError
     from control.safety import Limits
-    from vla.policy_spec import identify, load_spec
+    from vla.policy_spec import identify, verify
 
     folder = Path(settings.encoder.policy)
-    spec = load_spec(folder)
+    spec = verify(folder, settings.encoder.random_weights)
     policy_id = identify(folder, settings.encoder.random_weights)
     lines = [f"policy {policy_id} ({spec.name}): cameras {', '.join(spec.cameras)}"]
     if 0 < spec.feature_age_ms[1] < settings.freshness.hold_after_ms:
@@ -368,9 +363,10 @@ def _check_policy(settings: Config) -> list[str]:
 
 def _process(name: str, config: Path, overrides: list[str] | None, parent: int) -> tuple[Config, Callable[[], bool]]:
     """Config and stop condition of a process: a signal, or the end of the supervisor that started it."""
+    from control.console import log_to_stderr
     from control.host import stop_on_signals
 
-    _log_to_stderr(name)
+    log_to_stderr()
     if parent:
         os.set_blocking(sys.stderr.fileno(), False)  # a supervisor that does not read must not stop the loop
     signalled = stop_on_signals()
@@ -388,28 +384,6 @@ def _command(verb: str, config: Path, overrides: list[str] | None, text: str = "
     if not quiet:
         typer.echo(reply.message)
     return reply.values
-
-
-def _check_writable(report: Path | None) -> None:
-    """Before the work and not after it: figures that cannot be written are lost."""
-    if report is None:
-        return
-    try:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.open("a").close()
-    except OSError as error:
-        raise typer.BadParameter(f"--report {report} cannot be written: {error.strerror}") from None
-
-
-def _write(report: Path | None, result: dict) -> None:
-    if report is not None:
-        report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-def _log_to_stderr(name: str) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", stream=sys.stderr)
-    for chatty in ("httpx", "OpenGL"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 from typing import Any
 
@@ -10,6 +12,13 @@ from rich.markup import escape
 from rich.status import Status
 
 from control.report import summary, table
+
+
+def log_to_stderr() -> None:
+    """What a process logs, a line each; the libraries' own chatter only from warnings up."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "OpenGL"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 class RunConsole:

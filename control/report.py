@@ -7,13 +7,16 @@ counts cover the whole run.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, deque
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from control.clock import NS_PER_S
+from control.errors import ConfigError
 from control.messages import Cycle, Features, Mode
 from control.reasons import kind
 
@@ -114,6 +117,22 @@ class RunFigures:
             "rejected_messages": last.rejected if last else 0,
             "startup_s": (self._first.deadline_ns - self._started_ns) / NS_PER_S if self._first else None,
         }
+
+
+def check_writable(file: Path | None) -> None:
+    """Before the work and not after it: figures that cannot be written are lost."""
+    if file is None:
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
+    except OSError as error:
+        raise ConfigError(f"--report {file} cannot be written: {error.strerror}") from None
+
+
+def write_report(file: Path | None, report: dict[str, Any]) -> None:
+    if file is not None:
+        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def percentiles(values: Any) -> dict[str, float]:

@@ -179,6 +179,16 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
+def describe(feature_age_ms: float, row: dict[str, Any]) -> str:
+    """One row of `summarise` as a sentence."""
+    low, high = row["ci95"]
+    took = f", median {row['time_s']:.1f} s" if row["time_s"] is not None else ""
+    return (
+        f"feature age {feature_age_ms:4g} ms: {row['successes']} of {row['episodes']} touched the named block"
+        f" (95 %: {low:.0%}-{high:.0%}), another one first {row['wrong_block_first']}{took}"
+    )
+
+
 def summarise(outcomes: Iterable[Outcome]) -> dict[str, Any]:
     """Success with its interval, median time of the successes, and how the failures ended."""
     outcomes = list(outcomes)

@@ -51,6 +51,13 @@ def test_an_operators_command_fails_within_two_seconds_when_nothing_runs(words, 
         ),
         (("run", "--set", "encoder.device=tpu"), "encoder.device: String should match pattern"),
         (("run", "--say", "x", "--episodes", "3"), "exclude each other"),
+        (("run", "--report", "/proc/none/r.json"), "--report /proc/none/r.json cannot be written"),
+        (
+            ("check", "--set", "safety.workspace={hip: [0, 1]}"),
+            "safety.workspace names hip; robot 'tabletop' has",
+        ),
+        (("check", "--set", "bus.address=tcp://0.0.0.0:5550"), "is open to the network"),
+        (("eval", "--feature-age", "105"), "multiple"),
         (("check", "--set", "control.rate_hz=2"), "robot.watchdog_ms 300 must be over one control period (500 ms)"),
     ],
 )
@@ -82,6 +89,20 @@ def damage(folder, how):
         else:
             spec["cameras"] = {"ceiling": [112, 112]} | spec["cameras"]
         (folder / "policy.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+
+
+@pytest.mark.parametrize("how", ["missing weights", "truncated weights", "missing head"])
+def test_check_finds_weights_that_are_not_whole(policy, how):
+    damage(policy, how)
+    result = launch("check", "--set", f"encoder.policy={policy}")
+    assert result.returncode == 2
+    assert "safetensors" in result.stderr and "all well" not in result.stdout
+
+
+def test_train_replaces_no_policy_unless_it_is_told_to(policy):
+    result = launch("train", "--out", policy, "--minutes", "0.01")
+    assert result.returncode == 2
+    assert "overwrite" in result.stderr
 
 
 @pytest.mark.parametrize(

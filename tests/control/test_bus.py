@@ -178,6 +178,23 @@ def test_commands_are_answered_by_their_request_id(bus, served):
     client.close()
 
 
+def test_a_late_answer_to_an_earlier_request_is_not_taken_for_the_next(bus):
+    server, client = CommandServer(bus), CommandClient(bus)
+
+    def answer_both_at_the_second():
+        received = [server.poll(2000) for _ in range(2)]
+        for sender, command in received:
+            server.reply(sender, Reply(command.request_id, "done", command.verb))
+
+    thread = threading.Thread(target=answer_both_at_the_second)
+    thread.start()
+    client.send("first")
+    assert client.request("second", answer_s=3.0).message == "second"
+    thread.join()
+    client.close()
+    server.close()
+
+
 def test_an_accepted_command_that_never_ends_fails_with_its_own_message(bus, served):
     client = CommandClient(bus)
     with pytest.raises(CommandFailed, match="'slow' was accepted but not finished within 0.1 s"):
