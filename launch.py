@@ -119,7 +119,9 @@ def run(
         is_terminal=console.is_terminal,
     )
     code = supervisor.run(stopped, duration)
-    result = supervisor.result() | {"config": settings.model_dump(mode="json"), **where}
+    used = settings.model_dump(mode="json")
+    used["encoder"]["policy"] = os.path.relpath(settings.encoder.policy, ROOT)
+    result = supervisor.result() | {"config": used, **where}
     console.summary(result)
     write_report(report, result)
     raise typer.Exit(code)

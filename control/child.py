@@ -15,6 +15,8 @@ from pathlib import Path
 
 log = logging.getLogger("run")
 
+_LAST_LINES_S = 0.1  # for the lines of a process that has ended
+
 
 @dataclass(slots=True)
 class Child:
@@ -23,6 +25,7 @@ class Child:
     name: str
     command: Sequence[str]
     process: subprocess.Popen[str] = field(init=False)
+    forwarder: threading.Thread = field(init=False)
     started_s: float = 0.0
     rss_mb: list[float] = field(default_factory=list)  # first, newest, largest
 
@@ -37,7 +40,8 @@ class Child:
             errors="replace",
             start_new_session=True,
         )
-        threading.Thread(target=self._forward, args=(self.process, show), daemon=True).start()
+        self.forwarder = threading.Thread(target=self._forward, args=(self.process, show), daemon=True)
+        self.forwarder.start()
 
     def _forward(self, process: subprocess.Popen[str], show: Callable[[str], None]) -> None:
         assert process.stdout is not None
@@ -49,15 +53,17 @@ class Child:
         return process is not None and process.poll() is None
 
     def end(self, patience_s: float) -> None:
-        """SIGTERM, then SIGKILL to the whole group."""
-        if not self.is_running():
+        """SIGTERM, then SIGKILL to the whole group; its last lines are shown."""
+        if not hasattr(self, "process"):
             return
-        self.process.terminate()
-        try:
-            self.process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            log.warning("%s did not end within %g s: killed", self.name, patience_s)
-            self._kill_group()
+        if self.is_running():
+            self.process.terminate()
+            try:
+                self.process.wait(patience_s)
+            except subprocess.TimeoutExpired:
+                log.warning("%s did not end within %g s: killed", self.name, patience_s)
+                self._kill_group()
+        self.forwarder.join(_LAST_LINES_S)
 
     def _kill_group(self) -> None:
         try:

@@ -54,6 +54,18 @@ def test_a_policy_path_is_relative_to_its_config(write):
         (("version: 1", "version: [1"), "robot.yaml:2: not valid YAML"),
         (("version: 1", "control: {rate_hz: 101}\nversion: 1"), "control.rate_hz: should be less than or equal to 100"),
         (("version: 1", "bus: {address: tcp://10.0.0.1:5550}\nversion: 1"), "is open to the network"),
+        (
+            ("  name: tabletop", "  name: tabletop\n  state_hz: 4"),
+            "control.state_max_age_ms 200 must be over the time between two states (250 ms)",
+        ),
+        (
+            ("  name: tabletop", "  name: tabletop\n  watchdog_ms: 90"),
+            "robot.watchdog_ms 90 must be over one control period (100 ms)",
+        ),
+        (
+            ("  name: tabletop", "  name: tabletop\n  camera_hz: 1"),
+            "must be over one control period (100 ms) plus one camera period (1000 ms)",
+        ),
     ],
 )
 def test_a_wrong_config_names_file_line_key_expected_and_got(write, change, message):

@@ -1,0 +1,99 @@
+"""The supervisor with small real subprocesses in place of robot, encoder and controller."""
+
+import sys
+import time
+
+import pytest
+
+from control import supervisor
+from control.bus import Publisher
+from control.child import Child
+from control.errors import BusError
+from control.report import RunFigures
+from control.script import Script
+from control.supervisor import EXIT_DIED, EXIT_DONE, EXIT_NOT_POSSIBLE, EXIT_USAGE, Supervisor
+
+FOREVER = "import time\nwhile True: time.sleep(0.05)"
+DEAF = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\n" + FOREVER
+
+
+class Stage:
+    def __init__(self, bus):
+        self.bus, self.lines = bus, []
+
+    def supervise(self, texts=(), start_timeout_s=60.0, **programs):
+        self.children = {name: Child(name, [sys.executable, "-c", code]) for name, code in programs.items()}
+        return Supervisor(
+            self.bus,
+            list(self.children.values()),
+            Script(self.bus, list(texts), 1.0),
+            RunFigures(100.0, 40.0, time.monotonic_ns()),
+            max_encoder_restarts=2,
+            restart_backoff_s=0.05,
+            start_timeout_s=start_timeout_s,
+            show=self.lines.append,
+            show_status=lambda text: None,
+            is_terminal=False,
+        )
+
+    def none_left(self):
+        return not any(child.is_running() for child in self.children.values())
+
+
+@pytest.fixture
+def stage(bus):
+    return Stage(bus)
+
+
+def test_a_dying_encoder_is_restarted_after_growing_pauses_and_then_given_up(stage):
+    supervised = stage.supervise(robot=FOREVER, encoder="raise SystemExit(1)")
+    assert supervised.run(lambda: False, None) == EXIT_DIED
+    assert [line.partition("again in ")[2].partition(",")[0] for line in stage.lines if "again in" in line] == [
+        "0.05 s",
+        "0.1 s",
+    ]
+    assert "encoder ended with code 1 for good after 2 restarts in a row" in stage.lines[-1]
+    assert supervised.encoder_restarts == 2 and stage.none_left()
+
+
+def test_an_encoder_that_cannot_start_at_all_is_not_restarted(stage):
+    supervised = stage.supervise(robot=FOREVER, encoder="raise SystemExit(2)")
+    assert supervised.run(lambda: False, None) == EXIT_USAGE
+    assert supervised.encoder_restarts == 0 and stage.none_left()
+
+
+@pytest.mark.parametrize("victim", ["robot", "controller"])
+def test_the_end_of_robot_host_or_controller_ends_the_run(stage, victim):
+    programs = {"robot": FOREVER, "encoder": FOREVER, "controller": FOREVER} | {victim: "raise SystemExit(1)"}
+    assert stage.supervise(**programs).run(lambda: False, None) == EXIT_DIED
+    assert any(f"{victim} ended with code 1: ending the run with the robot held" in line for line in stage.lines)
+    assert stage.none_left()
+
+
+def test_a_child_that_does_not_listen_is_killed_and_the_whole_end_has_a_bound(stage):
+    supervised = stage.supervise(robot=DEAF, encoder=DEAF, controller=DEAF)
+    assert supervised.run(lambda: len(stage.lines) >= 3, None) == EXIT_DONE
+    assert stage.none_left()
+    patience = supervisor._ANSWER_S, supervisor._CONTROLLER_S, supervisor._ROBOT_S, supervisor._ENCODER_S
+    assert sum(patience) + supervisor._ANSWER_S + 3 * 0.2 <= 5.0
+
+
+def test_the_output_of_a_child_is_shown_under_its_name_to_the_last_line(stage):
+    code = "import sys\nprint('first')\nprint('last words', file=sys.stderr)\nraise SystemExit(1)"
+    stage.supervise(robot=code).run(lambda: False, None)
+    assert "     robot | first" in stage.lines and "     robot | last words" in stage.lines
+
+
+def test_a_run_that_never_reaches_run_is_given_up_with_its_reason(stage):
+    supervised = stage.supervise(["touch it"], start_timeout_s=0.2, robot=FOREVER)
+    assert supervised.run(lambda: False, 5.0) == EXIT_NOT_POSSIBLE
+    assert "no RUN cycle within 0.2 s: the controller never spoke" in stage.lines[-1]
+
+
+def test_a_run_beside_a_process_that_holds_its_topics_is_refused_before_anything_starts(stage, bus):
+    holder = Publisher(bus, "action")
+    supervised = stage.supervise(controller=FOREVER)
+    with pytest.raises(BusError, match="another run is going on"):
+        supervised.run(lambda: False, None)
+    assert stage.none_left()
+    holder.close()
