@@ -15,10 +15,10 @@ import numpy as np
 
 from control.cache import FeatureCache
 from control.clock import NS_PER_MS, NS_PER_S, Clock, Tick
-from control.errors import MismatchError
 from control.head import ActionHead
+from control.measured import MeasuredRobot
 from control.messages import ActionChunk, Cycle, Instruction, Mode, RobotSpec, State
-from control.safety import MAX_BAD_TARGETS, Freshness, Gated, Limits, find_bad_state, find_bad_target, gate, next_mode
+from control.safety import MAX_BAD_TARGETS, Freshness, Gated, Limits, find_bad_target, gate, next_mode
 
 
 class Inbox(Protocol):
@@ -76,7 +76,6 @@ class ControlLoop:
         find_misfits: Callable[[RobotSpec], list[str]] = lambda spec: [],
     ) -> None:
         """`find_misfits` says in sentences why the policy cannot drive a robot; names are checked here in any case."""
-        self._find_misfits = find_misfits
         self._clock, self._head, self._settings, self._ports = clock, head, settings, ports
         period_ms = settings.period_ns / NS_PER_MS
         self._cache = FeatureCache(
@@ -89,9 +88,13 @@ class ControlLoop:
         )
         self.mode = Mode.INIT
         self.reason = "waiting for the robot host"
-        self.spec: RobotSpec | None = None
-        self._limits: Limits | None = None
-        self._state: State | None = None
+        self._robot = MeasuredRobot(
+            head,
+            find_misfits,
+            lambda spec: Limits.of(spec, settings.period_ns / NS_PER_S, settings.workspace, settings.allow_unlimited),
+            settings.state_max_age_ms,
+            settings.allow_unlimited,
+        )
         self._sent: np.ndarray | None = None  # the newest chunk that moved the robot
         self._commanded: np.ndarray | None = None
         self._is_lost = True  # whether the arm may stand elsewhere than commanded: begin again at what is measured
@@ -102,6 +105,10 @@ class ControlLoop:
         self._latched = ""  # why STOP was entered
         self._said_ns: int | None = None  # when the instruction was said whose first action is still to come
         self._seq = 0
+
+    @property
+    def spec(self) -> RobotSpec | None:
+        return self._robot.spec
 
     @property
     def acting(self) -> Instruction | None:
@@ -134,16 +141,17 @@ class ControlLoop:
 
     def tick(self, tick: Tick) -> Cycle:
         began_ns = self._clock.now_ns()
-        self._read_robot()
-        state_fault = self._read_state(began_ns)
+        robot, cache = self._robot, self._cache
+        robot.take_spec(self._ports.robot.poll())
+        is_restarted = robot.take_state(self._ports.state.poll())
+        state_fault = robot.find_fault(began_ns, self._ports.state.last_error)
         state_ns = self._clock.now_ns()
-        cache = self._cache
         cache.take(self._ports.features.poll(), began_ns)
         age_ms = cache.age_ms(began_ns)
         verdict = cache.judge(began_ns, is_starting=not self._has_run)
         features_ns = self._clock.now_ns()
 
-        if state_fault:
+        if state_fault or is_restarted:
             self._is_lost = True
         elif tick.missed and self._sent is not None and self.mode is Mode.RUN:
             self._commanded = self._sent[min(tick.missed, len(self._sent) - 1)]  # the host went on along the chunk
@@ -152,14 +160,14 @@ class ControlLoop:
         head_failed = False
         targets, gated = None, Gated(np.empty((0, 0)), (), "")
         if not fault and not stop and (self.mode is not Mode.STOP or self._resume_request):
-            assert cache.features is not None and self._state is not None and age_ms is not None
-            targets, fault = self._ask_head(cache.features.tokens, self._state.values, age_ms)
+            assert cache.features is not None and robot.state is not None and age_ms is not None
+            targets, fault = self._ask_head(cache.features.tokens, robot.state.values, age_ms)
             head_failed = bool(fault)
         head_ns = self._clock.now_ns()
         if targets is not None:
-            assert self.spec is not None and self._limits is not None and self._state is not None
-            last = self._last_commanded(self.spec, self._limits, self._state)
-            gated = gate(self._resample(targets, last), last, self._limits, verdict.speed)
+            assert robot.spec is not None and robot.limits is not None and robot.state is not None
+            last = self._last_commanded(robot.spec, robot.limits, robot.state)
+            gated = gate(self._resample(targets, last), last, robot.limits, verdict.speed)
             fault = gated.fault
             head_failed = bool(fault)
         self._bad_targets = self._bad_targets + 1 if head_failed else 0
@@ -182,58 +190,6 @@ class ControlLoop:
         self._ports.cycle.send(cycle)
         self._seq += 1
         return cycle
-
-    def _read_robot(self) -> None:
-        spec = self._ports.robot.poll()
-        if spec is None or (self.spec is not None and spec.equals(self.spec)):
-            return
-        if self.spec is not None:
-            raise MismatchError(
-                f"robot '{self.spec.name}' was replaced in mid-run by '{spec.name}', with other cameras or limits;"
-                " restart the run"
-            )
-        if misfits := self._find_misfits(spec):
-            raise MismatchError(f"policy {self._head.policy_id} does not fit robot '{spec.name}': {'; '.join(misfits)}")
-        for label, ours, theirs in (
-            ("action", self._head.action_names, spec.action_names),
-            ("state", self._head.state_names, spec.state_names),
-        ):
-            if tuple(ours) != tuple(theirs):
-                raise MismatchError(
-                    f"policy {self._head.policy_id} does not fit robot '{spec.name}': the policy was trained with"
-                    f" {label} names {list(ours)}, the robot has {list(theirs)}; choose a policy of this robot"
-                )
-        blind = set(spec.action_names) - set(spec.state_names)
-        if blind and not self._settings.allow_unlimited:
-            raise MismatchError(
-                f"robot '{spec.name}' does not measure its actions {sorted(blind)}, so no first step is bounded;"
-                " add them to its state, or accept the risk with safety.allow_unlimited: true"
-            )
-        period_s = self._settings.period_ns / NS_PER_S
-        self._limits = Limits.of(spec, period_s, self._settings.workspace, self._settings.allow_unlimited)
-        self.spec = spec
-
-    def _read_state(self, now_ns: int) -> str:
-        """Take the newest state; returns why it cannot be used."""
-        inbox = self._ports.state
-        newest = inbox.poll()
-        if newest is not None:
-            if self._state is not None and newest.seq < self._state.seq:
-                self._is_lost = True  # the robot host was started again: the arm may be anywhere
-            self._state = newest
-        if self.spec is None:
-            return "waiting for the robot host"
-        if self._state is None:
-            return f"no state from the robot yet{_because(inbox.last_error)}"
-        age_ms = (now_ns - self._state.stamp_ns) / NS_PER_MS
-        if age_ms > self._settings.state_max_age_ms:
-            limit = self._settings.state_max_age_ms
-            return f"the state is {age_ms:.0f} ms old, limit {limit:g}: robot host stalled{_because(inbox.last_error)}"
-        if age_ms < -1.0:
-            return (
-                f"the state is stamped {-age_ms:.0f} ms in the future: robot host and controller must share one clock"
-            )
-        return find_bad_state(self._state.values, self.spec)
 
     def _missed_fault(self, tick: Tick) -> str:
         if tick.missed <= self._settings.max_missed_ticks:
@@ -297,7 +253,7 @@ class ControlLoop:
         self, tick: Tick, marks: tuple[int, ...], age_ms: float | None, gated: Gated, switch_ms: float | None
     ) -> Cycle:
         stages = ("state", "features", "head", "safety", "publish")
-        state, features = self._state, self._cache.features
+        state, features = self._robot.state, self._cache.features
         return Cycle(
             seq=self._seq,
             stamp_ns=marks[0],
@@ -321,7 +277,3 @@ class ControlLoop:
             task_done=state.task_done if state else None,
             task_instruction_id=state.task_instruction_id if state else 0,
         )
-
-
-def _because(detail: str) -> str:
-    return f" ({detail})" if detail else ""

@@ -339,7 +339,7 @@ def test_the_same_robot_announced_again_changes_nothing(rig):
 
 
 def test_a_robot_that_the_policy_says_it_cannot_drive_ends_the_process(rig):
-    rig.loop._find_misfits = lambda spec: ["camera 'front' gives 28x28, the policy was trained at 112x112"]
+    rig.loop._robot._find_misfits = lambda spec: ["camera 'front' gives 28x28, the policy was trained at 112x112"]
     rig.feed_robot()
     with pytest.raises(MismatchError, match="does not fit robot 'two-joint': camera 'front' gives 28x28"):
         rig.tick()

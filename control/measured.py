@@ -1,0 +1,83 @@
+"""The robot as the loop knows it: its spec and limits, checked once against the policy, and its newest usable state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from control.clock import NS_PER_MS
+from control.errors import MismatchError
+from control.head import ActionHead
+from control.messages import RobotSpec, State
+from control.safety import Limits, find_bad_state
+
+
+class MeasuredRobot:
+    """`find_misfits` says in sentences why the policy cannot drive a robot; names are checked here in any case."""
+
+    def __init__(
+        self,
+        head: ActionHead,
+        find_misfits: Callable[[RobotSpec], list[str]],
+        make_limits: Callable[[RobotSpec], Limits],
+        state_max_age_ms: float,
+        allow_unmeasured: bool,
+    ) -> None:
+        self._head, self._find_misfits, self._make_limits = head, find_misfits, make_limits
+        self._state_max_age_ms, self._allow_unmeasured = state_max_age_ms, allow_unmeasured
+        self.spec: RobotSpec | None = None
+        self.limits: Limits | None = None
+        self.state: State | None = None
+
+    def take_spec(self, spec: RobotSpec | None) -> None:
+        """Raises MismatchError for a robot that policy or limits do not fit, and for another one in mid-run."""
+        if spec is None or (self.spec is not None and spec.equals(self.spec)):
+            return
+        if self.spec is not None:
+            raise MismatchError(
+                f"robot '{self.spec.name}' was replaced in mid-run by '{spec.name}', with other cameras or limits;"
+                " restart the run"
+            )
+        if misfits := self._find_misfits(spec):
+            raise MismatchError(f"policy {self._head.policy_id} does not fit robot '{spec.name}': {'; '.join(misfits)}")
+        for label, ours, theirs in (
+            ("action", self._head.action_names, spec.action_names),
+            ("state", self._head.state_names, spec.state_names),
+        ):
+            if tuple(ours) != tuple(theirs):
+                raise MismatchError(
+                    f"policy {self._head.policy_id} does not fit robot '{spec.name}': the policy was trained with"
+                    f" {label} names {list(ours)}, the robot has {list(theirs)}; choose a policy of this robot"
+                )
+        unmeasured = set(spec.action_names) - set(spec.state_names)
+        if unmeasured and not self._allow_unmeasured:
+            raise MismatchError(
+                f"robot '{spec.name}' does not measure its actions {sorted(unmeasured)}, so no first step is bounded;"
+                " add them to its state, or accept the risk with safety.allow_unlimited: true"
+            )
+        self.limits = self._make_limits(spec)
+        self.spec = spec
+
+    def take_state(self, state: State | None) -> bool:
+        """Take the newest state; True when the robot host was started again since the one before."""
+        if state is None:
+            return False
+        is_restarted = self.state is not None and state.seq < self.state.seq
+        self.state = state
+        return is_restarted
+
+    def find_fault(self, now_ns: int, last_error: str) -> str:
+        """Why the newest state cannot be acted on, '' when it can. `last_error` explains messages that were refused."""
+        because = f" ({last_error})" if last_error else ""
+        if self.spec is None:
+            return "waiting for the robot host"
+        if self.state is None:
+            return f"no state from the robot yet{because}"
+        age_ms = (now_ns - self.state.stamp_ns) / NS_PER_MS
+        if age_ms > self._state_max_age_ms:
+            limit_ms = self._state_max_age_ms
+            return f"the state is {age_ms:.0f} ms old, limit {limit_ms:g}: robot host stalled{because}"
+        if age_ms < -1.0:
+            return (
+                f"the state is stamped {-age_ms:.0f} ms in the future: robot host and controller must share one clock"
+            )
+        return find_bad_state(self.state.values, self.spec)
