@@ -71,10 +71,17 @@ class Publisher:
 
 
 class Subscriber:
-    """Reads one topic. Messages that do not decode are counted, kept as `last_error`, and never returned."""
+    """Reads one topic. Messages that do not decode are counted, kept as `last_error`, and never returned.
 
-    def __init__(self, bus: BusAddress, topic: str, *, newest_only: bool, queue: int = 1000) -> None:
+    With `changes_only` a message of the same bytes as the one before is dropped undecoded: a robot announces itself
+    every second, and decoding that each time made the controller grow by 0.7 KB/s of scattered memory (measured).
+    """
+
+    def __init__(
+        self, bus: BusAddress, topic: str, *, newest_only: bool, queue: int = 1000, changes_only: bool = False
+    ) -> None:
         self._topic = topic
+        self._changes_only, self._before = changes_only, b""
         self._socket = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, max_bytes(topic))
@@ -97,8 +104,13 @@ class Subscriber:
         """The next message, None if there is none within the time."""
         if not self._socket.poll(timeout_ms, zmq.POLLIN):
             return None
+        data = self._socket.recv(zmq.NOBLOCK)
+        if self._changes_only:
+            if data == self._before:
+                return None
+            self._before = data
         try:
-            return decode(self._topic, self._socket.recv(zmq.NOBLOCK))
+            return decode(self._topic, data)
         except WireError as error:
             self.rejected += 1
             self.last_error = str(error)

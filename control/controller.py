@@ -13,7 +13,7 @@ import resource
 from collections.abc import Callable
 
 from control.address import BusAddress
-from control.bus import CommandServer, Latest, Publisher
+from control.bus import CommandServer, Latest, Publisher, Subscriber
 from control.clock import NS_PER_MS, NS_PER_S, MonotonicClock, Pacer, Tick
 from control.head import ActionHead
 from control.loop import ControlLoop, LoopSettings, Ports
@@ -56,7 +56,11 @@ class Controller:
         self._clock = clock
         self._period_ns = settings.period_ns
         self._server = CommandServer(bus)
-        self._inboxes = (Latest(bus, "robot"), Latest(bus, "state"), Latest(bus, "features"))
+        self._inboxes = (
+            Subscriber(bus, "robot", newest_only=True, changes_only=True),
+            Latest(bus, "state"),
+            Latest(bus, "features"),
+        )
         self._outboxes = (
             Publisher(bus, "instruction"),
             Publisher(bus, "action"),

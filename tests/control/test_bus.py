@@ -71,6 +71,20 @@ def test_a_late_reader_gets_the_newest_of_a_latched_topic(bus):
     late.close()
 
 
+def test_a_reader_of_changes_gets_a_repeated_message_once(bus):
+    publisher = Publisher(bus, "instruction")
+    changes = Subscriber(bus, "instruction", newest_only=True, changes_only=True)
+    connected(publisher, changes)
+    got = []
+    for number in (1, 1, 1, 2, 2, 1):
+        publisher.send(instruction(number))
+        threading.Event().wait(0.02)
+        got.append(changes.poll())
+    assert [one.seq if one else None for one in got] == [1, None, None, 2, None, 1]
+    publisher.close()
+    changes.close()
+
+
 def test_malformed_messages_are_counted_explained_and_never_returned(bus):
     socket = zmq.Context.instance().socket(zmq.PUB)
     socket.setsockopt(zmq.LINGER, 0)
