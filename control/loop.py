@@ -129,12 +129,7 @@ class ControlLoop:
     def stop(self, reason: str) -> None:
         """STOP is latched with the next tick; the robot is told at once."""
         self._stop_request = reason
-        now_ns, nothing = self._clock.now_ns(), np.empty((0, 0))
-        instruction_id = self.acting.id if self.acting else 0
-        period_s = self._settings.period_ns / NS_PER_S
-        self._ports.action.send(
-            ActionChunk(self._seq, now_ns, instruction_id, None, Mode.STOP, nothing, period_s, now_ns)
-        )
+        self._ports.action.send(self._action(self._clock.now_ns(), None, Mode.STOP, np.empty((0, 0))))
 
     def resume(self) -> None:
         self._resume_request = True
@@ -243,11 +238,19 @@ class ControlLoop:
             self._commanded, self._has_run = targets[0], True
         else:
             targets = np.empty((0, 0)) if self._commanded is None else self._commanded[np.newaxis]
+        return self._action(now_ns, age_ms, self.mode, targets)
+
+    def _action(self, now_ns: int, age_ms: float | None, mode: Mode, targets: np.ndarray) -> ActionChunk:
+        """A message to the robot host; it is valid for as many periods as it has rows."""
         period_ns = self._settings.period_ns
-        instruction_id = self.acting.id if self.acting else 0
         valid_until_ns = now_ns + len(targets) * period_ns
-        period_s = period_ns / NS_PER_S
-        return ActionChunk(self._seq, now_ns, instruction_id, age_ms, self.mode, targets, period_s, valid_until_ns)
+        return ActionChunk(
+            self._seq, now_ns, self._acting_id, age_ms, mode, targets, period_ns / NS_PER_S, valid_until_ns
+        )
+
+    @property
+    def _acting_id(self) -> int:
+        return self.acting.id if self.acting else 0
 
     def _record(
         self, tick: Tick, marks: tuple[int, ...], age_ms: float | None, gated: Gated, switch_ms: float | None
@@ -266,7 +269,7 @@ class ControlLoop:
             feature_seq=features.seq if features else None,
             encoder_epoch=features.encoder_epoch if features else None,
             encode_ms=features.encode_ms if features else None,
-            instruction_id=self.acting.id if self.acting else 0,
+            instruction_id=self._acting_id,
             pending_id=self.pending.id if self.pending else None,
             mode=self.mode,
             reason=self.reason,
