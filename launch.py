@@ -18,6 +18,8 @@ import typer
 
 if TYPE_CHECKING:
     from control.config import Config
+    from vla.assemble import EncoderOptions
+    from vla.policy_spec import PolicySpec
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_CONFIG = ROOT / "configs" / "sim.yaml"
@@ -103,7 +105,7 @@ def run(
         for name, subcommand in names
         if not (name == "robot" and settings.robot.name == REMOTE) and not (name == "encoder" and settings.bus.encoder)
     ]
-    figures = RunFigures(1000 / settings.control.rate_hz, 1000 / settings.robot.camera_hz, started_ns)
+    figures = RunFigures(1000 / settings.control.rate_hz, settings.view_period_ms, started_ns)
     console = RunConsole()
     script = Script(bus, texts, episode_s if episodes else float("inf"))
     supervisor = Supervisor(
@@ -162,6 +164,8 @@ def encoder(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, paren
         device=options.device,
         threads=options.threads,
         random_weights=options.random_weights,
+        options=_encoder_options(settings),
+        max_rate_hz=options.max_rate_hz,
         stopped=stopped,
     )
 
@@ -186,7 +190,7 @@ def controller(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, pa
         settings.loop_settings(),
         clock=MonotonicClock(),
         realtime=settings.control.realtime,
-        find_misfits=load_spec(folder).fits,
+        find_misfits=_adapted(settings, load_spec(folder)).fits,
     )
     process.run(stopped)
 
@@ -293,7 +297,7 @@ def evaluate(
     from control.report import check_writable, write_report
     from sim import evaluate as judging
     from sim import tasks
-    from vla.encoder import load_encoder
+    from vla.assemble import load_encoder
     from vla.policy import load_head
 
     if wordings not in ("seen", "unseen"):
@@ -311,7 +315,10 @@ def evaluate(
         judging.check_lockstep(settings.loop_settings(), age_ms)
     torch.set_num_threads(settings.encoder.threads)
     folder = Path(settings.encoder.policy)
-    encoder, head = load_encoder(folder, settings.encoder.device, 1), load_head(folder)
+    encoder, head = (
+        load_encoder(folder, settings.encoder.device, 1, options=_encoder_options(settings)),
+        load_head(folder),
+    )
     drawn = tasks.episodes(seed, episodes, wordings)
     success: dict[str, object] = {}
     for age_ms in ages_ms:
@@ -340,7 +347,7 @@ def _check_policy(settings: Config) -> list[str]:
     from vla.policy_spec import identify, verify
 
     folder = Path(settings.encoder.policy)
-    spec = verify(folder, settings.encoder.random_weights)
+    spec = _adapted(settings, verify(folder, settings.encoder.random_weights))
     policy_id = identify(folder, settings.encoder.random_weights)
     lines = [f"policy {policy_id} ({spec.name}): cameras {', '.join(spec.cameras)}"]
     if 0 < spec.feature_age_ms[1] < settings.freshness.hold_after_ms:
@@ -361,6 +368,33 @@ def _check_policy(settings: Config) -> list[str]:
         *lines,
         f"robot '{robot.spec.name}': {len(robot.spec.action_names)} actions, {len(robot.spec.cameras)} cameras",
     ]
+
+
+def _adapted(settings: Config, spec: PolicySpec) -> PolicySpec:
+    """The policy as the config's overrides make it; see `PolicySpec.adapted`."""
+    options = settings.encoder
+    cameras = None if options.cameras is None else tuple(options.cameras)
+    return spec.adapted(cameras, options.model_image_size, options.language_layers, trained=not options.random_weights)
+
+
+def _encoder_options(settings: Config) -> EncoderOptions:
+    from vla.assemble import EncoderOptions
+
+    options = settings.encoder
+    return EncoderOptions(
+        precision=options.precision,
+        quantise_vision=options.quantise_vision,
+        smoothing=None if options.smoothing is None else Path(options.smoothing),
+        attention=options.attention,
+        compile_mode=options.compile,
+        cuda_graph=options.cuda_graph,
+        reuse_views=tuple(options.reuse_views),
+        reuse_max_age_ms=options.reuse_max_age_ms,
+        reuse_threshold=options.reuse_threshold,
+        cameras=None if options.cameras is None else tuple(options.cameras),
+        image_size=options.model_image_size,
+        language_layers=options.language_layers,
+    )
 
 
 def _process(name: str, config: Path, overrides: list[str] | None, parent: int) -> tuple[Config, Callable[[], bool]]:

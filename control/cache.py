@@ -37,12 +37,12 @@ class FeatureCache:
         policy_id: str,
         freshness: Freshness,
         period_ms: float,
-        camera_period_ms: float,
+        view_period_ms: float,
         switch_max_ms: float,
     ) -> None:
         self._session, self._policy_id = session, policy_id
         self._freshness, self._switch_max_ms = freshness, switch_max_ms
-        self._period_ms, self._camera_period_ms = period_ms, camera_period_ms
+        self._period_ms, self._view_period_ms = period_ms, view_period_ms
         self.acting: Instruction | None = None
         self.pending: Instruction | None = None
         self.features: Features | None = None
@@ -137,12 +137,12 @@ class FeatureCache:
     def _would_flap(self) -> str:
         """Why these limits would alternate between RUN and HOLD although all is well, '' when they would not."""
         encode_ms = statistics.median(self._encode_ms)
-        period_ms, camera_ms, hold_ms = self._period_ms, self._camera_period_ms, self._freshness.hold_after_ms
-        bound_ms = 2 * encode_ms + period_ms + camera_ms
+        period_ms, view_ms, hold_ms = self._period_ms, self._view_period_ms, self._freshness.hold_after_ms
+        bound_ms = 2 * encode_ms + period_ms + view_ms
         if bound_ms <= hold_ms:
             return ""
         return (
             f"hold_after_ms {hold_ms:g} is under 2 x encode ({encode_ms:.0f}) + period ({period_ms:.0f})"
-            f" + camera period ({camera_ms:.0f}) = {bound_ms:.0f} ms and would flap between RUN and HOLD;"
+            f" + time between two views ({view_ms:.0f}) = {bound_ms:.0f} ms and would flap between RUN and HOLD;"
             " raise freshness.hold_after_ms"
         )

@@ -57,11 +57,49 @@ class RobotConfig(_Section):
     watchdog_ms: Annotated[float, Field(ge=20, le=5000)] = 300.0
 
 
+class AccuracyConfig(_Section):
+    """What a precision may change, against the plain model on the same frames; see `launch.py bench accuracy`."""
+
+    min_cosine: Annotated[float, Field(ge=-1, le=1)] = 0.99  # of any view's features
+    max_relative_error: Annotated[float, Field(gt=0)] = 0.15  # of any view's features, by norm
+    max_action_difference: Annotated[float, Field(gt=0)] = 0.05  # of any target, in the action's own unit
+
+
 class EncoderConfig(_Section):
+    """Which policy looks, on what device, and how it computes. `None` leaves what the policy says."""
+
     policy: str  # a policy folder
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     random_weights: bool = False  # the backbone's geometry without its weights, for latency work; moves nothing
+    precision: Literal["fp32", "bf16", "int8", "fp8", "int8-bnb", "int4-bnb"] = "fp32"
+    quantise_vision: bool = False  # the vision tower too; the published recipes leave it in 16 bit
+    smoothing: str | None = None  # a file that `bench calibrate` wrote
+    attention: Literal["sdpa", "varlen", "flash_attention_2"] = "sdpa"
+    compile: Literal["off", "default", "max-autotune"] = "off"
+    cuda_graph: bool = False
+    max_rate_hz: Annotated[float, Field(gt=0, le=240)] | None = None  # skips frames in between
+    reuse_views: list[str] = []  # cameras that stand still: used again while their image does not change
+    reuse_max_age_ms: Ms = 200.0
+    reuse_threshold: Annotated[float, Field(ge=0, le=255)] = 2.0  # grey levels, in any 28 x 28 pixels
+    cameras: list[str] | None = None
+    image_size: list[Annotated[int, Field(ge=28, le=4096, multiple_of=28)]] | None = None  # [height, width]
+    language_layers: Annotated[int, Field(ge=1, le=128)] | None = None
+    accuracy: AccuracyConfig = AccuracyConfig()
+
+    @property
+    def model_image_size(self) -> tuple[int, int] | None:
+        return None if self.image_size is None else (self.image_size[0], self.image_size[1])
+
+    @model_validator(mode="after")
+    def _keys_go_together(self) -> EncoderConfig:
+        if self.cuda_graph and self.device == "cpu":
+            raise ValueError("encoder.cuda_graph needs device cuda, got cpu")
+        if self.image_size is not None and len(self.image_size) != 2:
+            raise ValueError(f"encoder.image_size is [height, width], got {self.image_size}")
+        if self.smoothing and self.precision not in ("int8", "fp8"):
+            raise ValueError(f"encoder.smoothing is for precision int8 or fp8, got {self.precision}")
+        return self
 
 
 class ControlConfig(_Section):
@@ -122,11 +160,11 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _a_period_fits_into_every_limit(self) -> Config:
-        period_ms, camera_ms = 1000 / self.control.rate_hz, 1000 / self.robot.camera_hz
-        if self.freshness.hold_after_ms <= period_ms + camera_ms:
+        period_ms, view_ms = 1000 / self.control.rate_hz, self.view_period_ms
+        if self.freshness.hold_after_ms <= period_ms + view_ms:
             raise ValueError(
                 f"freshness.hold_after_ms {self.freshness.hold_after_ms:g} must be over one control period"
-                f" ({period_ms:g} ms) plus one camera period ({camera_ms:g} ms) plus twice the encode time,"
+                f" ({period_ms:g} ms) plus the time between two views ({view_ms:g} ms) plus twice the encode time,"
                 " or the mode would flap"
             )
         if self.control.state_max_age_ms <= 1000 / self.robot.state_hz:
@@ -148,10 +186,17 @@ class Config(_Section):
             state_max_age_ms=self.control.state_max_age_ms,
             switch_max_ms=self.control.switch_max_ms,
             max_missed_ticks=self.control.max_missed_ticks,
-            camera_period_ms=1000 / self.robot.camera_hz,
+            view_period_ms=self.view_period_ms,
             workspace=self.safety.workspace,
             allow_unlimited=self.safety.allow_unlimited,
         )
+
+    @property
+    def view_period_ms(self) -> float:
+        """The longest time between two encoded views of one camera: its period, skipped frames and reuse counted in."""
+        encoder = self.encoder
+        slowest_hz = min(self.robot.camera_hz, encoder.max_rate_hz or self.robot.camera_hz)
+        return 1000 / slowest_hz + (encoder.reuse_max_age_ms if encoder.reuse_views else 0.0)
 
     @property
     def watchdog_ns(self) -> int:
@@ -176,10 +221,10 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         config = Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(item, str(path), places) for item in error.errors())) from None
-    policy = Path(config.encoder.policy)
-    if not policy.is_absolute():
-        policy = (path.resolve().parent / policy).resolve()
-    return config.model_copy(update={"encoder": config.encoder.model_copy(update={"policy": str(policy)})})
+    here = path.resolve().parent
+    paths = {"policy": config.encoder.policy, "smoothing": config.encoder.smoothing}
+    absolute = {key: str((here / value).resolve()) for key, value in paths.items() if value is not None}
+    return config.model_copy(update={"encoder": config.encoder.model_copy(update=absolute)})
 
 
 def _parse(text: str, where: str, places: dict[tuple[Any, ...], str], base: tuple[Any, ...] = ()) -> Any:

@@ -46,7 +46,7 @@ class LoopSettings:
     state_max_age_ms: float
     switch_max_ms: float
     max_missed_ticks: int
-    camera_period_ms: float
+    view_period_ms: float
     workspace: dict[str, tuple[float, float]]
     allow_unlimited: bool = False
 
@@ -83,7 +83,7 @@ class ControlLoop:
             head.policy_id,
             settings.freshness,
             period_ms,
-            settings.camera_period_ms,
+            settings.view_period_ms,
             settings.switch_max_ms,
         )
         self.mode = Mode.INIT

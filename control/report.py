@@ -26,8 +26,8 @@ _WINDOW = 36_000  # one hour at 10 Hz
 class RunFigures:
     """Takes what the bus delivers; `report` is the summary of it so far."""
 
-    def __init__(self, period_ms: float, camera_period_ms: float, started_ns: int) -> None:
-        self._period_ms, self._camera_period_ms, self._started_ns = period_ms, camera_period_ms, started_ns
+    def __init__(self, period_ms: float, view_period_ms: float, started_ns: int) -> None:
+        self._period_ms, self._view_period_ms, self._started_ns = period_ms, view_period_ms, started_ns
         self._cycles: deque[Cycle] = deque(maxlen=_WINDOW)
         self._encode_ms: deque[float] = deque(maxlen=_WINDOW)
         self._encode_stages: dict[str, deque[float]] = {}
@@ -91,7 +91,7 @@ class RunFigures:
         running = [cycle for cycle in cycles if cycle.mode is Mode.RUN]
         ages = [cycle.feature_age_ms for cycle in running if cycle.feature_age_ms is not None]
         encode = percentiles(self._encode_ms)
-        bound_ms = 2 * encode["max"] + self._period_ms + self._camera_period_ms if encode else None
+        bound_ms = 2 * encode["max"] + self._period_ms + self._view_period_ms if encode else None
         last = self.last
         return {
             "action_hz": self.action_hz,
@@ -107,7 +107,7 @@ class RunFigures:
             "encode_ms": encode,
             "encode_stage_ms": {stage: percentiles(values) for stage, values in self._encode_stages.items()},
             "feature_age_ms": percentiles(ages),
-            "feature_age_bound_ms": bound_ms,  # 2 x the slowest encode + control period + camera period
+            "feature_age_bound_ms": bound_ms,  # 2 x the slowest encode + control period + time between two views
             "feature_age_over_bound": sum(age > bound_ms for age in ages) if bound_ms else 0,
             "state_age_ms": percentiles([c.state_age_ms for c in cycles if c.state_age_ms is not None]),
             "switch_ms": self._switch_ms,
@@ -191,7 +191,8 @@ def summary(report: dict[str, Any]) -> list[str]:
     ]
     if report["feature_age_bound_ms"]:
         lines.append(
-            f"feature age bound {report['feature_age_bound_ms']:.0f} ms (2 x slowest encode + period + camera period):"
+            f"feature age bound {report['feature_age_bound_ms']:.0f} ms"
+            " (2 x slowest encode + period + time between two views):"
             f" {report['feature_age_over_bound']} RUN cycles over it"
         )
     if report.get("episodes_judged"):

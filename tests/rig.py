@@ -79,7 +79,7 @@ class LoopRig:
             "state_max_age_ms": 150,
             "switch_max_ms": 1000,
             "max_missed_ticks": 3,
-            "camera_period_ms": 40.0,
+            "view_period_ms": 40.0,
             "workspace": {},
         }
         ports = Ports(self.robot, self.state, self.features, self.instruction, self.action, self.cycle)

@@ -67,6 +67,7 @@ class PolicySpec(Strict):
     action_names: tuple[str, ...] = Field(min_length=1)
     horizon: int = Field(ge=1, le=256)
     period_s: float = Field(gt=0, le=1)
+    language_layers: int | None = Field(default=None, ge=1, le=128)  # leave after so many layers; None: all of them
     pooling: PoolingChoice = PoolingChoice()
     head: HeadChoice = HeadChoice()
     feature_age_ms: tuple[float, float] = (0.0, 0.0)  # the range met in training
@@ -94,6 +95,34 @@ class PolicySpec(Strict):
     def tokens(self) -> int:
         """T, the number of feature tokens."""
         return self.pooling.queries * (len(self.cameras) if self.pooling.aggregation == "concat" else 1)
+
+    def adapted(
+        self,
+        cameras: tuple[str, ...] | None = None,
+        image_size: tuple[int, int] | None = None,
+        language_layers: int | None = None,
+        *,
+        trained: bool = True,
+    ) -> PolicySpec:
+        """The same policy with fewer cameras, another image size or fewer language layers; None leaves one as it is.
+
+        Raises FileFault where `trained` weights of pooling or head would meet features they never saw.
+        """
+        changes: dict[str, Any] = {}
+        if cameras is not None and cameras != tuple(self.cameras):
+            if unknown := [name for name in cameras if name not in self.cameras]:
+                raise FileFault(f"encoder.cameras names {unknown}, the policy's cameras are {', '.join(self.cameras)}")
+            changes["cameras"] = {name: self.cameras[name] for name in cameras}
+        if image_size is not None and set(self.model_sizes.values()) != {image_size}:
+            changes["image_size"] = image_size
+        if language_layers is not None and language_layers != self.language_layers:
+            changes["language_layers"] = language_layers
+        if changes and trained and self.needs_head_file:
+            raise FileFault(
+                f"encoder.{next(iter(changes))} differs from what policy '{self.name}' was trained with: its head would"
+                " act on features it never saw; remove the key, or train a policy with it"
+            )
+        return self.model_copy(update=changes)
 
     def fits(self, robot: RobotSpec) -> list[str]:
         """What keeps this policy from driving this robot, in plain sentences; empty when it fits."""

@@ -25,6 +25,7 @@ from vla.errors import FileFault, PromptError
 from vla.sizes import MERGE, patch_grid
 
 TURN_START, VISION_START, IMAGE_PAD = "<|im_start|>", "<|vision_start|>", "<|image_pad|>"
+ROW_MULTIPLE = 32  # instructions of about the same length give rows of one length, and so share one captured graph
 MAX_TEXT_TOKENS = 4096  # any 1000 characters, even at four bytes and one token a byte, and the words around them
 
 
@@ -65,11 +66,13 @@ class Prompt:
     token_ids: torch.Tensor  # (V, L)
     position_ids: torch.Tensor  # (3, V, L): time, row, column
     groups: tuple[ViewGroup, ...]
+    text_tokens: tuple[int, ...]  # of each row, before its image
+    view_order: torch.Tensor  # (V,) where each row stands once the groups lie one after another
 
     def to(self, device: torch.device) -> Prompt:
-        return Prompt(
-            self.token_ids.to(device), self.position_ids.to(device), tuple(group.to(device) for group in self.groups)
-        )
+        groups = tuple(group.to(device) for group in self.groups)
+        ids, positions, order = (part.to(device) for part in (self.token_ids, self.position_ids, self.view_order))
+        return Prompt(ids, positions, groups, self.text_tokens, order)
 
 
 class Prompter:
@@ -123,7 +126,7 @@ class Prompter:
 
     def prompt(self, instruction: str, cameras: dict[str, tuple[int, int]]) -> Prompt:
         """The prompt of one capture: one row for each camera (name -> image size), in their order."""
-        return stack([self.row(instruction, camera, size) for camera, size in cameras.items()])
+        return stack([self.row(instruction, camera, size) for camera, size in cameras.items()], ROW_MULTIPLE)
 
     def _encode(self, text: str) -> list[int]:
         ids = self._tokenizer.encode(text, add_special_tokens=False)
@@ -135,9 +138,9 @@ class Prompter:
         return ids
 
 
-def stack(rows: Sequence[Row]) -> Prompt:
-    """Rows padded on the right to one length, with the positions Qwen2.5-VL gives them."""
-    length = max(len(row.token_ids) for row in rows)
+def stack(rows: Sequence[Row], multiple: int = 1) -> Prompt:
+    """Rows padded on the right to one length, a `multiple` of something, with the positions Qwen2.5-VL gives them."""
+    length = -(-max(len(row.token_ids) for row in rows) // multiple) * multiple
     token_ids = np.zeros((len(rows), length), dtype=np.int64)
     position_ids = np.zeros((3, len(rows), length), dtype=np.int64)
     by_size: dict[tuple[int, int], list[int]] = {}
@@ -150,7 +153,9 @@ def stack(rows: Sequence[Row]) -> Prompt:
         starts = np.array([index * length + rows[index].image_start for index in members])
         image_index = starts[:, None] + np.arange(rows[members[0]].image_tokens)
         groups.append(ViewGroup(size, tuple(members), torch.from_numpy(image_index.reshape(-1))))
-    return Prompt(torch.from_numpy(token_ids), torch.from_numpy(position_ids), tuple(groups))
+    text_tokens = tuple(row.image_start for row in rows)
+    order = torch.argsort(torch.tensor([row for group in groups for row in group.rows]))
+    return Prompt(torch.from_numpy(token_ids), torch.from_numpy(position_ids), tuple(groups), text_tokens, order)
 
 
 @lru_cache(maxsize=1024)

@@ -1,221 +1,306 @@
-"""Qwen2.5-VL as an encoder: patches and a prompt in, hidden states out.
+"""Qwen2.5-VL's encode as one static module: patches and a prompt in, hidden states out.
 
-Runs transformers' stock modules in its own order, because the stock forward loops over windows in Python and reads the
-device to place the images. Here everything that depends only on sizes is a table made once: windows of one size lie
-side by side and share one attention call, image embeddings are written at known positions, and there is no mask: rows
-are padded on the right and the language model is causal. It equals the stock forward (tests/vla/test_qwen.py).
+Its own modules over the published weights, since the stock forward loops over windows in Python and reads the device to
+place the images. Here every shape follows from the number of views and their sizes: windows of one size lie side by
+side and share one attention call, image embeddings are written at known places, q/k/v and gate/up are one product each,
+and there is no mask: rows are padded on the right and the language model is causal. It equals the stock forward
+(tests/vla/test_qwen.py).
 
-Letters: V views, N patches of a view, M = N / 4 image tokens of a view, L sequence length, D language width.
+The text before the image is the same for every frame, so its keys and values can be kept (`prefill`) and only the
+image tokens computed (`language_hidden`). Causal attention over whole rows is then asked of places that hold no query;
+what comes out there is dropped. That keeps the fast kernels, which know no other causal shape on all devices.
+
+Letters: V views, N patches of a view, M = N / 4 image tokens of a view, I image tokens of all views, L padded length of
+a row, P text tokens before the image, D width, H heads, K key heads, E head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Qwen2_5_VLModel
 
+from vla.attention import Attention
 from vla.preprocess import PIXEL_MEAN, PIXEL_STD
 from vla.prompt import Prompt
-from vla.sizes import CHANNELS, MERGE, PATCH, PATCH_BYTES, TEMPORAL, patch_grid
+from vla.sizes import CHANNELS, MERGE, PATCH, PATCH_BYTES, TEMPORAL
+from vla.tables import ImageTables, Runs, image_tables, text_rotary
 
 PIXEL_CENTRE = 128  # bytes become -128..127: exact in bfloat16, and sums near zero keep their digits
+KERNEL_WIDTH = 16  # inner widths are padded with zeros to a multiple of this; int8 kernels take no 3420
+VISION_EPS = 1e-6  # of the tower's norms, as published
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ImageTables:
-    """What the vision tower needs to know about one image size. Tokens are permuted so that equal windows adjoin."""
+class Prefix:
+    """What an instruction leaves behind: keys and values of its text in every row, and where the images belong."""
 
-    order: torch.Tensor  # (M,) published token index at each place
-    place: torch.Tensor  # (M,) the inverse
-    cos: torch.Tensor  # (N, 1, head width), in permuted order
+    keys: tuple[torch.Tensor, ...]  # a layer each, (V * L, K, E); image places hold nothing yet
+    values: tuple[torch.Tensor, ...]
+    cos: torch.Tensor  # (I, 1, E), of the image tokens
     sin: torch.Tensor
-    windows: tuple[tuple[int, int, int], ...]  # runs of equal windows: first patch, end, patches of one window
+    image_index: torch.Tensor  # (I,) places in the flattened (V * L)
+    views: int
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Everything on the device, in one fixed order; see `from_tensors`."""
+        return (*self.keys, *self.values, self.cos, self.sin, self.image_index)
+
+    @staticmethod
+    def from_tensors(tensors: Sequence[torch.Tensor], views: int) -> Prefix:
+        layers = (len(tensors) - 3) // 2
+        cos, sin, image_index = tensors[2 * layers :]
+        return Prefix(tuple(tensors[:layers]), tuple(tensors[layers : 2 * layers]), cos, sin, image_index, views)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FoldedLayer:
-    """The first layer over bytes, and of which weights it was made."""
+class Norm(nn.Module):
+    """Root mean square norm."""
 
-    source: torch.Tensor  # keeps the storage, so that its address is not given to others
-    version: int
-    weight: torch.Tensor
-    bias: torch.Tensor
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
 
-    def is_of(self, source: torch.Tensor) -> bool:
-        return (
-            self.source.data_ptr() == source.data_ptr()
-            and self.version == source._version
-            and (self.source.dtype, self.source.device) == (source.dtype, source.device)
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+
+
+class PatchEmbedding(nn.Module):
+    """The tower's first layer over bytes: both temporal patches, scaling and normalisation folded into one product."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, CHANNELS, TEMPORAL, PATCH, PATCH))
+        self._folded: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def freeze(self) -> None:
+        """Folds once and for all; the weight must not change afterwards."""
+        self.weight.requires_grad_(False)
+        self._folded = self._fold()
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """(..., 588) uint8 -> (..., width)."""
+        weight, bias = self._folded or self._fold()
+        return F.linear((patches.float() - PIXEL_CENTRE).to(weight.dtype), weight, bias)
+
+    def _fold(self) -> tuple[torch.Tensor, torch.Tensor]:
+        kernel = self.weight.float().sum(dim=2)  # (width, channel, row, column)
+        mean = kernel.new_tensor(PIXEL_MEAN).view(1, CHANNELS, 1, 1)
+        std = kernel.new_tensor(PIXEL_STD).view(1, CHANNELS, 1, 1)
+        bias = (kernel * ((PIXEL_CENTRE / 255.0 - mean) / std)).sum(dim=(1, 2, 3))
+        weight = (kernel / (255.0 * std)).flatten(1)
+        return weight.to(self.weight.dtype), bias.to(self.weight.dtype)
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, width: int, inner: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, (width // heads) ** -0.5
+        self.norm1, self.norm2 = Norm(width, VISION_EPS), Norm(width, VISION_EPS)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.gate_up, self.down = nn.Linear(width, 2 * inner), nn.Linear(inner, width)
+
+    def forward(
+        self, hidden: torch.Tensor, tables: ImageTables, runs: Runs, ends: torch.Tensor | None, attention: Attention
+    ) -> torch.Tensor:
+        """(V, N, width) -> the same; attention inside each of the windows `runs`."""
+        views, count, _ = hidden.shape
+        query, key, value = self.qkv(self.norm1(hidden)).view(views, count, 3, self.heads, -1).unbind(2)
+        query, key = (  # in float32, as the published model does
+            _rotate(part.float(), tables.cos, tables.sin).to(value.dtype) for part in (query, key)
         )
+        hidden = hidden + self.proj(attention.windows(query, key, value, runs, ends, self.scale))
+        return hidden + self.down(_swiglu(self.gate_up(self.norm2(hidden))))
+
+
+class Merger(nn.Module):
+    """Four neighbouring patches -> one image token of the language model's width."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.norm = Norm(width, VISION_EPS)
+        self.up, self.down = nn.Linear(width * MERGE**2, width * MERGE**2), nn.Linear(width * MERGE**2, out)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        views, count, _ = hidden.shape
+        return self.down(F.gelu(self.up(self.norm(hidden).reshape(views, count // MERGE**2, -1))))
+
+
+class VisionTower(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.whole_blocks = frozenset(config.fullatt_block_indexes)
+        self.patch = PatchEmbedding(config.hidden_size)
+        inner = kernel_width(config.intermediate_size)
+        self.blocks: Any = nn.ModuleList(
+            VisionBlock(config.hidden_size, inner, config.num_heads) for _ in range(config.depth)
+        )
+        self.merger = Merger(config.hidden_size, config.out_hidden_size)
+
+    def forward(self, patches: torch.Tensor, tables: ImageTables, attention: Attention) -> torch.Tensor:
+        """(V, N, 588) uint8 patches -> (V, M, D) image embeddings."""
+        views, count, _ = patches.shape
+        ordered = patches.view(views, count // MERGE**2, MERGE**2, PATCH_BYTES)[:, tables.order]
+        hidden = self.patch(ordered.view(views, count, PATCH_BYTES))
+        windows = (tables.windows, attention.ends(views, tables.window_ends))
+        whole = (tables.whole, attention.ends(views, tables.whole_ends))
+        for index, block in enumerate(self.blocks):
+            hidden = block(hidden, tables, *(whole if index in self.whole_blocks else windows), attention)
+        return self.merger(hidden)[:, tables.place]
+
+
+class LanguageBlock(nn.Module):
+    def __init__(self, width: int, inner: int, heads: int, key_heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads, self.key_heads, self.head_width = heads, key_heads, width // heads
+        self.norm1, self.norm2 = Norm(width, eps), Norm(width, eps)
+        self.qkv = nn.Linear(width, (heads + 2 * key_heads) * self.head_width)
+        self.out = nn.Linear(width, width, bias=False)
+        self.gate_up = nn.Linear(width, 2 * inner, bias=False)
+        self.down = nn.Linear(inner, width, bias=False)
+
+    def project(
+        self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(T, D) -> query (T, H, E), key and value (T, K, E), the first two rotated."""
+        states = self.qkv(self.norm1(hidden)).unflatten(-1, (-1, self.head_width))
+        turned = _rotate(states[:, : self.heads + self.key_heads], cos, sin)
+        return turned[:, : self.heads], turned[:, self.heads :], states[:, self.heads + self.key_heads :]
+
+    def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """The rest of the block: (T, D) before it and (T, D) out of attention -> (T, D)."""
+        hidden = hidden + self.out(attended)
+        return hidden + self.down(_swiglu(self.gate_up(self.norm2(hidden))))
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        heads, key_heads = config.num_attention_heads, config.num_key_value_heads
+        inner = kernel_width(config.intermediate_size)
+        self.blocks: Any = nn.ModuleList(
+            LanguageBlock(config.hidden_size, inner, heads, key_heads, config.rms_norm_eps)
+            for _ in range(config.num_hidden_layers)
+        )
+        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.scale = (config.hidden_size // heads) ** -0.5
 
 
 class QwenBackbone(nn.Module):
-    """The vision tower and the language model of a `Qwen2_5_VLModel`, without its lm_head."""
+    """Vision tower and language model of a `Qwen2_5_VLConfig`, without an lm_head; weights.py fills it."""
 
-    def __init__(self, model: Qwen2_5_VLModel) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.visual: Any = model.visual  # transformers types submodules as Tensor | Module
-        self.language_model: Any = model.language_model
-        self.config: Any = model.config  # nested configurations are typed as maps
-        self.width: int = self.config.text_config.hidden_size
+        self.config = config
+        self.visual, self.language = VisionTower(config.vision_config), LanguageModel(config.text_config)
+        self.width: int = config.text_config.hidden_size
+        self.attention = Attention()
         self._tables: dict[tuple[int, int], ImageTables] = {}
-        self._folded: FoldedLayer | None = None
 
     @property
     def device(self) -> torch.device:
-        return self.language_model.embed_tokens.weight.device
+        return self.language.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.language_model.embed_tokens.weight.dtype
+        return self.language.embed_tokens.weight.dtype
+
+    def freeze(self) -> QwenBackbone:
+        """For encoding only: nothing may change its weights from here on."""
+        self.eval().requires_grad_(False)
+        self.visual.patch.freeze()
+        return self
 
     def forward(self, images: list[torch.Tensor], prompt: Prompt) -> torch.Tensor:
-        """(V, L, D) last hidden states. `images` holds the (views, N, 588) uint8 patches of each of `prompt.groups`."""
+        """(V, L, D) last hidden states of whole rows: the plain way, and the one that learns.
+
+        `images` holds the (views, N, 588) uint8 patches of each of `prompt.groups`.
+        """
+        model = self.language
         seen = [self.vision(patches, group.size) for patches, group in zip(images, prompt.groups, strict=True)]
-        return self.language(seen, prompt)
-
-    def vision(self, patches: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """(V, N, 588) uint8 patches of images of one `size` in pixels -> (V, M, D) image embeddings."""
-        tables = self._image_tables(size)
-        visual = self.visual
-        views, count, _ = patches.shape
-        patches = patches.view(views, count // MERGE**2, MERGE**2, PATCH_BYTES)[:, tables.order]
-        weight, bias = self._byte_embedding()
-        hidden = F.linear((patches.float() - PIXEL_CENTRE).to(weight.dtype), weight, bias).view(views, count, -1)
-        for index, block in enumerate(visual.blocks):
-            whole = index in visual.fullatt_block_indexes
-            windows = ((0, count, count),) if whole else tables.windows
-            hidden = hidden + _vision_attention(block.attn, block.norm1(hidden), tables, windows)
-            hidden = hidden + block.mlp(block.norm2(hidden))
-        merged = visual.merger(hidden.reshape(views * count, -1))
-        return merged.view(views, count // MERGE**2, -1)[:, tables.place]
-
-    def language(self, images: list[torch.Tensor], prompt: Prompt) -> torch.Tensor:
-        """(V, L, D) last hidden states from the (views, M, D) embeddings of each of `prompt.groups`."""
-        embedded = self.language_model.embed_tokens(prompt.token_ids)
-        flat = embedded.flatten(0, 1)
-        for group, image in zip(prompt.groups, images, strict=True):
-            flat = flat.index_copy(0, group.image_index, image.flatten(0, 1).to(flat.dtype))
-        return self.language_model(
-            inputs_embeds=flat.view_as(embedded),
-            position_ids=prompt.position_ids,
-            attention_mask={"full_attention": None},  # already decided: causal, no mask to build
-            use_cache=False,
-        ).last_hidden_state
+        rows, length = prompt.token_ids.shape
+        hidden = model.embed_tokens(prompt.token_ids).flatten(0, 1)
+        for group, image in zip(prompt.groups, seen, strict=True):
+            hidden = hidden.index_copy(0, group.image_index, image.flatten(0, 1).to(hidden.dtype))
+        cos, sin = text_rotary(prompt.position_ids, self.config.text_config, self.dtype, self.device)
+        ends = self._row_ends(rows, length)
+        for block in model.blocks:
+            states = (part.unflatten(0, (rows, length)) for part in block.project(hidden, cos, sin))
+            hidden = block.finish(hidden, self.attention.rows(*states, ends, model.scale).flatten(0, 1))
+        return model.norm(hidden).view(rows, length, -1)
 
     def image_hidden(self, hidden: torch.Tensor, prompt: Prompt) -> list[torch.Tensor]:
         """The image tokens of the (V, L, D) hidden states: (views, M, D) for each of `prompt.groups`."""
         flat = hidden.flatten(0, 1)
         return [flat[group.image_index].view(len(group.rows), -1, hidden.shape[-1]) for group in prompt.groups]
 
-    def _byte_embedding(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first layer over bytes: both temporal patches, scaling and normalisation folded into one product."""
-        source = self.visual.patch_embed.proj.weight
-        if source.requires_grad or source.is_inference():  # in training, or with no count of its changes
-            return self._fold(source)
-        if self._folded is None or not self._folded.is_of(source):
-            self._folded = FoldedLayer(source.detach(), source._version, *self._fold(source))
-        return self._folded.weight, self._folded.bias
+    def vision(self, patches: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """(V, N, 588) uint8 patches of images of one `size` in pixels -> (V, M, D) image embeddings."""
+        return self.visual(patches, self.tables(size), self.attention)
 
-    @staticmethod
-    def _fold(source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        kernel = source.float().sum(dim=2)  # (width, channel, row, column)
-        mean = kernel.new_tensor(PIXEL_MEAN).view(1, CHANNELS, 1, 1)
-        std = kernel.new_tensor(PIXEL_STD).view(1, CHANNELS, 1, 1)
-        bias = (kernel * ((PIXEL_CENTRE / 255.0 - mean) / std)).sum(dim=(1, 2, 3))
-        weight = (kernel / (255.0 * std)).flatten(1)
-        return weight.to(source.dtype), bias.to(source.dtype)
+    def prefill(self, prompt: Prompt) -> Prefix:
+        """Keys and values of the text before the images, once an instruction."""
+        model, text = self.language, self.config.text_config
+        rows, length = prompt.token_ids.shape
+        count = max(prompt.text_tokens)
+        hidden = model.embed_tokens(prompt.token_ids[:, :count]).flatten(0, 1)
+        cos, sin = text_rotary(prompt.position_ids[:, :, :count], text, self.dtype, self.device)
+        ends = self._row_ends(rows, count)
+        keys, values = [], []
+        for block in model.blocks:
+            query, key, value = (part.unflatten(0, (rows, count)) for part in block.project(hidden, cos, sin))
+            for kept, states in ((keys, key), (values, value)):
+                row = states.new_zeros(rows, length, *states.shape[2:])
+                row[:, :count] = states
+                kept.append(row.flatten(0, 1))
+            hidden = block.finish(hidden, self.attention.rows(query, key, value, ends, model.scale).flatten(0, 1))
+        index = torch.cat([group.image_index for group in prompt.groups])
+        cos, sin = (table[index] for table in text_rotary(prompt.position_ids, text, self.dtype, self.device))
+        return Prefix(tuple(keys), tuple(values), cos, sin, index, rows)
 
-    def _image_tables(self, size: tuple[int, int]) -> ImageTables:
+    def language_hidden(self, images: Sequence[torch.Tensor], prefix: Prefix) -> torch.Tensor:
+        """(I, D) last hidden states of the image tokens, group by group, from their (views, M, D) embeddings."""
+        model = self.language
+        hidden = torch.cat([image.flatten(0, 1) for image in images]).to(self.dtype)
+        ends = self._row_ends(prefix.views, len(prefix.keys[0]) // prefix.views)
+        for block, keys, values in zip(model.blocks, prefix.keys, prefix.values, strict=True):
+            query, key, value = block.project(hidden, prefix.cos, prefix.sin)
+            asked = query.new_zeros(len(keys), *query.shape[1:]).index_copy(0, prefix.image_index, query)
+            keys = keys.index_copy(0, prefix.image_index, key)
+            values = values.index_copy(0, prefix.image_index, value)
+            states = (part.unflatten(0, (prefix.views, -1)) for part in (asked, keys, values))
+            attended = self.attention.rows(*states, ends, model.scale).flatten(0, 1)
+            hidden = block.finish(hidden, attended.index_select(0, prefix.image_index))
+        return model.norm(hidden)
+
+    def _row_ends(self, rows: int, length: int) -> torch.Tensor | None:
+        return self.attention.ends(rows, torch.arange(0, length + 1, length, device=self.device, dtype=torch.int32))
+
+    def tables(self, size: tuple[int, int]) -> ImageTables:
+        """The vision tower's tables of one image size (height, width) in pixels, made once."""
         tables = self._tables.get(size)
         if tables is None or tables.order.device != self.device:
-            vision = self.config.vision_config
-            head_width = vision.hidden_size // vision.num_heads
-            tables = image_tables(size, vision.window_size, head_width, _vision_theta(vision), self.device)
-            self._tables[size] = tables
+            tables = self._tables[size] = image_tables(size, self.config.vision_config, self.device)
         return tables
 
 
-def check_supported(config: Any) -> list[str]:
-    """What in this configuration the orchestration above does not know, in plain words; empty when all is well."""
-    vision, text = config.vision_config, config.text_config
-    wanted = (
-        ("vision_config.patch_size", vision.patch_size, PATCH),
-        ("vision_config.temporal_patch_size", vision.temporal_patch_size, TEMPORAL),
-        ("vision_config.spatial_merge_size", vision.spatial_merge_size, MERGE),
-        ("vision_config.in_channels", vision.in_channels, CHANNELS),
-        ("text_config.use_sliding_window", bool(text.use_sliding_window), False),
-        ("vision_config.out_hidden_size", vision.out_hidden_size, text.hidden_size),
-    )
-    return [f"{name} is {got}, expected {expected}" for name, got, expected in wanted if got != expected]
+def kernel_width(inner: int) -> int:
+    """An inner width as it is kept here: the next multiple of `KERNEL_WIDTH`; the added units are zero and stay so."""
+    return -(-inner // KERNEL_WIDTH) * KERNEL_WIDTH
 
 
-def image_tables(
-    size: tuple[int, int], window_size: int, head_width: int, theta: float, device: torch.device
-) -> ImageTables:
-    """Window order and rotary tables of one image size (height, width) in pixels."""
-    rows, columns = (side // MERGE for side in patch_grid(*size))
-    reach = window_size // MERGE // PATCH  # window side in image tokens; windows at the border are smaller
-    index = torch.arange(rows * columns).view(rows, columns)
-    windows = [
-        index[top : top + reach, left : left + reach].reshape(-1)
-        for top in range(0, rows, reach)
-        for left in range(0, columns, reach)
-    ]
-    windows.sort(key=len, reverse=True)  # stable: equal windows keep the published order
-    runs: list[tuple[int, int, int]] = []
-    end = 0
-    for window in windows:
-        start, end = end, end + len(window) * MERGE**2
-        if runs and runs[-1][2] == end - start:
-            runs[-1] = (runs[-1][0], end, runs[-1][2])
-        else:
-            runs.append((start, end, end - start))
-    order = torch.cat(windows)
-    down, across = torch.meshgrid(torch.arange(rows * MERGE), torch.arange(columns * MERGE), indexing="ij")
-    axes = [
-        axis.reshape(rows, MERGE, columns, MERGE).transpose(1, 2).reshape(-1, MERGE**2)[order].reshape(-1)
-        for axis in (down, across)
-    ]
-    half = head_width // 2
-    frequency = 1.0 / (theta ** (torch.arange(0, half, 2, dtype=torch.float32) / half))
-    angles = torch.cat([axis[:, None] * frequency for axis in axes], dim=1)
-    angles = torch.cat([angles, angles], dim=1)[:, None, :]
-    place = torch.argsort(order)
-    return ImageTables(
-        order.to(device), place.to(device), angles.cos().to(device), angles.sin().to(device), tuple(runs)
-    )
+def _swiglu(states: torch.Tensor) -> torch.Tensor:
+    gate, up = states.chunk(2, dim=-1)
+    return F.silu(gate) * up
 
 
-def _vision_theta(vision: Any) -> float:
-    rope = getattr(vision, "rope_parameters", None) or {}
-    return float(rope.get("rope_theta", 10000.0))
-
-
-def _vision_attention(
-    attention: Any, hidden: torch.Tensor, tables: ImageTables, windows: tuple[tuple[int, int, int], ...]
-) -> torch.Tensor:
-    """(V, N, width) -> the same; attention inside each window, one call for all windows of one size."""
-    views, count, width = hidden.shape
-    query, key, value = attention.qkv(hidden).view(views, count, 3, attention.num_heads, -1).unbind(2)
-    query, key = _rotate(query, tables).to(value.dtype), _rotate(key, tables).to(value.dtype)
-    outputs = []
-    for start, end, length in windows:
-        query_w, key_w, value_w = (
-            part[:, start:end].reshape(-1, length, attention.num_heads, part.shape[-1]).transpose(1, 2)
-            for part in (query, key, value)
-        )
-        attended = F.scaled_dot_product_attention(query_w, key_w, value_w, scale=attention.scaling)
-        outputs.append(attended.transpose(1, 2).reshape(views, end - start, width))
-    return attention.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1))
-
-
-def _rotate(states: torch.Tensor, tables: ImageTables) -> torch.Tensor:
-    """Rotary positions on (V, N, heads, head width), in float32 as the published model does."""
-    states = states.float()
+def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary positions on (..., heads, E)."""
     first, second = states.chunk(2, dim=-1)
-    return states * tables.cos + torch.cat((-second, first), dim=-1) * tables.sin
+    return states * cos + torch.cat((-second, first), dim=-1) * sin

@@ -22,7 +22,8 @@ from control.bus import Latest, Publisher
 from control.clock import NS_PER_MS, NS_PER_S
 from control.messages import Frames, Instruction
 from control.reasons import kind
-from vla.encoder import Encoder, load_encoder
+from vla.assemble import EncoderOptions, load_encoder
+from vla.encoder import Encoder
 from vla.errors import EncodeError
 
 log = logging.getLogger("encoder")
@@ -33,13 +34,21 @@ _SILENCE_S = 5.0  # a fault that goes on is said again after this time
 
 
 def run_encoder(
-    bus: BusAddress, policy: Path, *, device: str, threads: int, random_weights: bool, stopped: Callable[[], bool]
+    bus: BusAddress,
+    policy: Path,
+    *,
+    device: str,
+    threads: int,
+    random_weights: bool,
+    options: EncoderOptions,
+    max_rate_hz: float | None,
+    stopped: Callable[[], bool],
 ) -> None:
     """The whole process: load, warm up, measure, announce, serve."""
     torch.set_num_threads(threads)
     began_ns = time.monotonic_ns()
     # The start time is a fine epoch: no two encoders of one machine share it.
-    encoder = load_encoder(policy, device, began_ns // NS_PER_MS, random_weights)
+    encoder = load_encoder(policy, device, began_ns // NS_PER_MS, random_weights, options)
     loaded_ns = time.monotonic_ns()
     encoder.warm_up()
     encode_ms = measure(encoder)
@@ -52,7 +61,7 @@ def run_encoder(
         len(encoder.cameras),
         encode_ms,
     )
-    EncoderService(encoder, bus).run(stopped)
+    EncoderService(encoder, bus, max_rate_hz).run(stopped)
 
 
 def measure(encoder: Encoder) -> float:
@@ -66,10 +75,15 @@ def measure(encoder: Encoder) -> float:
 
 
 class EncoderService:
-    """Encodes each new frame under the newest instruction, and the newest frame at once when that changes."""
+    """Encodes each new frame under the newest instruction, and the newest frame at once when that changes.
 
-    def __init__(self, encoder: Encoder, bus: BusAddress) -> None:
+    With `max_rate_hz` frames in between are skipped, so that a device may be shared; a new instruction never waits.
+    """
+
+    def __init__(self, encoder: Encoder, bus: BusAddress, max_rate_hz: float | None = None) -> None:
         self._encoder = encoder
+        self._pause_ns = round(NS_PER_S / max_rate_hz) if max_rate_hz else 0
+        self._began_ns = time.monotonic_ns() - self._pause_ns  # of the newest encode
         self._frames_in = Latest(bus, "frames")
         self._instructions_in = Latest(bus, "instruction")
         self._features_out = Publisher(bus, "features", queue=8, latch=True)
@@ -85,7 +99,7 @@ class EncoderService:
     def run(self, stopped: Callable[[], bool]) -> None:
         try:
             while not stopped():
-                self._poller.poll(_IDLE_MS)
+                self._poller.poll(self._wait_ms())
                 self.step()
         finally:
             for port in (self._frames_in, self._instructions_in, self._features_out):
@@ -101,11 +115,19 @@ class EncoderService:
         wanted = (self._frames.stamp_ns, self._instruction.session, self._instruction.id)
         if wanted == self._encoded:
             return
-        self._encoded = wanted
+        now_ns = time.monotonic_ns()
+        if self._encoded is not None and wanted[1:] == self._encoded[1:] and now_ns < self._began_ns + self._pause_ns:
+            return
+        self._encoded, self._began_ns = wanted, now_ns
         try:
             self._features_out.send(self._encoder.encode(self._frames, self._instruction))
         except EncodeError as error:
             self._say_fault(f"frame {self._frames.seq} not encoded: {error}")
+
+    def _wait_ms(self) -> int:
+        """How long nothing needs to be done unless a message comes: until the next encode is due, but not for long."""
+        left_ms = (self._began_ns + self._pause_ns - time.monotonic_ns()) // NS_PER_MS + 1
+        return min(_IDLE_MS, left_ms) if left_ms > 0 else _IDLE_MS
 
     def _report_rejected(self) -> None:
         rejected = self._frames_in.rejected + self._instructions_in.rejected

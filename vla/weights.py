@@ -1,13 +1,15 @@
 """Qwen2.5-VL's weights: published files in and out, and random ones.
 
-Knows the published layout (config.json, model.safetensors or its shards with an index) and both generations of key
-names. Reads safetensors only, checks every key and shape before use, and never runs code from a checkpoint.
+Knows the published layout (config.json, model.safetensors or its shards with an index). Reads safetensors only, checks
+every key and shape before use, and never runs code from a checkpoint. Weights come in one by one, and each product can
+be quantised (`finish`) as soon as it is whole, so the model never stands in memory twice, nor ever whole in 16 bit.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,155 +23,146 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModel, Qwen2_5_VLConfig, Qwen2_5_VLModel
+from torch import nn
+from transformers import AutoConfig
 
 from vla.errors import FileFault
+from vla.geometry import geometry_config
 from vla.layout import CONFIG_FILE, WEIGHTS_FILE, weight_files
-from vla.qwen import QwenBackbone, check_supported
-from vla.tokenizer import CONTROL_TOKENS, VOCABULARY
+from vla.published import current_name, hub_name, places, to_published
+from vla.qwen import QwenBackbone
+from vla.sizes import CHANNELS, MERGE, PATCH, TEMPORAL
 
 PUBLISHED_FILES = ("*.json", "*.safetensors", "merges.txt")
-
-# Vision and language sizes. "3b" is Qwen/Qwen2.5-VL-3B-Instruct as published. The rotary base of the small ones is low
-# because their images are 4 x 4 tokens: with 1e6, neighbouring rows and columns would get all but the same rotation.
-_SMALL = {"vocab_size": VOCABULARY, "max_position_embeddings": 8192, "tie_word_embeddings": True, "bos_token_id": 0}
-GEOMETRIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "3b": (
-        {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
-        | {
-            "out_hidden_size": 2048,
-            "window_size": 112,
-            "fullatt_block_indexes": [7, 15, 23, 31],
-            "tokens_per_second": 2,
-        },
-        {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36}
-        | {"num_attention_heads": 16, "num_key_value_heads": 2, "max_position_embeddings": 128000, "rms_norm_eps": 1e-6}
-        | {"rope_theta": 1e6, "mrope_section": [16, 24, 24], "tie_word_embeddings": True},
-    ),
-    "embedded": (
-        {"depth": 3, "hidden_size": 96, "intermediate_size": 256, "num_heads": 3}
-        | {"out_hidden_size": 128, "window_size": 112, "fullatt_block_indexes": [2], "tokens_per_second": 2},
-        {
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": 3,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 100.0,
-        }
-        | {"num_attention_heads": 4, "num_key_value_heads": 2, "mrope_section": [4, 6, 6], **_SMALL},
-    ),
-    "tiny": (
-        {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2}
-        | {"out_hidden_size": 32, "window_size": 112, "fullatt_block_indexes": [1], "tokens_per_second": 2},
-        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "rms_norm_eps": 1e-6, "rope_theta": 100.0}
-        | {"num_attention_heads": 4, "num_key_value_heads": 2, "mrope_section": [1, 1, 2], **_SMALL},
-    ),
-}
+Finish = Callable[[str, nn.Linear], nn.Module]  # a product by its name, once its weights are in -> what replaces it
 
 
-def pick_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the GPU computes in it, float16 on older GPUs (but see `_empty_model`), float32 on the CPU."""
-    if device.type != "cuda":
-        return torch.float32
-    with torch.cuda.device(device):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def geometry_config(name: str) -> Any:
-    """The model configuration of one of `GEOMETRIES`."""
-    if name not in GEOMETRIES:
-        raise ValueError(f"unknown geometry '{name}', known: {', '.join(GEOMETRIES)}")
-    vision, text = GEOMETRIES[name]
-    text = dict(text)
-    rope = {"rope_type": "default", "rope_theta": text.pop("rope_theta"), "mrope_section": text.pop("mrope_section")}
-    tied = text.pop("tie_word_embeddings")
-    tokens: dict[str, Any] = {}
-    if name != "3b":
-        text |= {"eos_token_id": CONTROL_TOKENS.index("<|im_end|>")}
-        tokens = {
-            f"{key}_token_id": CONTROL_TOKENS.index(f"<|{token}|>")
-            for key, token in (
-                ("image", "image_pad"),
-                ("video", "video_pad"),
-                ("vision_start", "vision_start"),
-                ("vision_end", "vision_end"),
-            )
-        }
-    return Qwen2_5_VLConfig(
-        vision_config={"patch_size": 14, "in_channels": 3, **vision},
-        text_config={"rope_parameters": rope, **text},
-        tie_word_embeddings=tied,
-        architectures=["Qwen2_5_VLForConditionalGeneration"],
-        **tokens,
-    )
-
-
-def random_weights(geometry: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> QwenBackbone:
+def random_weights(
+    geometry: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int = 0,
+    finish: Finish | None = None,
+    layers: int | None = None,
+    vision_dtype: torch.dtype | None = None,
+) -> QwenBackbone:
     """An untrained model of this geometry; the same seed on the same device gives the same weights.
 
     Deviations follow the fan-in. The usual 0.02 keeps every block of a model 96 and 128 wide near zero: it found
     45 % of the image cells after 150 steps on two views of tests/vla/squares.py, where fan-in found 96 %.
     """
-    config = geometry_config(geometry)
-    model = _empty_model(config, dtype).to_empty(device=device)
-    depth = config.text_config.num_hidden_layers
+    backbone = _empty(geometry_config(geometry), layers)
+    depth = backbone.config.text_config.num_hidden_layers
     generator = torch.Generator(device).manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif "norm" in name or "ln_q" in name:
-                parameter.fill_(1.0)
-            else:
-                parameter.normal_(0.0, _initial_std(name, parameter, depth), generator=generator)
-    _fill_rotary(model, device)
-    return QwenBackbone(model).eval()
+    filling = _Filling(backbone, device, dtype, vision_dtype or dtype, finish)
+    for name, place in filling.places.items():
+        part = torch.zeros(place.shape, device=device, dtype=filling.dtype_of(name))
+        if "norm" in name or "ln_q" in name:
+            part.fill_(1.0)
+        elif not name.endswith("bias"):
+            part.normal_(0.0, _initial_std(name, part, depth), generator=generator)
+        filling.put(name, part)
+    return backbone.eval()
 
 
-def _initial_std(name: str, parameter: torch.Tensor, depth: int) -> float:
+def _initial_std(name: str, weight: torch.Tensor, depth: int) -> float:
     if "embed_tokens" in name:
         return 1.0
-    std = parameter[0].numel() ** -0.5
+    std = weight[0].numel() ** -0.5
     onto_residual = name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight"))
     return std / (2 * depth) ** 0.5 if onto_residual else std
 
 
-def load(folder: Path, device: torch.device, dtype: torch.dtype) -> QwenBackbone:
-    """The model of a folder in the published layout, checked key by key."""
-    model = _described_model(folder, dtype)
-    wanted = model.state_dict()
-    expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
-    state: dict[str, torch.Tensor] = {}
+def load(
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    finish: Finish | None = None,
+    layers: int | None = None,
+    vision_dtype: torch.dtype | None = None,
+) -> QwenBackbone:
+    """The model of a folder in the published layout, checked key by key; with no more than `layers` language layers.
+
+    The vision tower may compute in a type of its own.
+    """
+    whole = describe(folder)
+    backbone = _empty(whole, layers)
+    filling = _Filling(backbone, device, dtype, vision_dtype or dtype, finish)
+    expected = places(whole)
+    read: set[str] = set()
     for file in weight_files(folder):
         for key, tensor in _tensors(file, device):
             if key == "lm_head.weight":
                 continue
-            name = _current_name(key)
+            name = current_name(key)
             if name not in expected:
                 raise FileFault(
                     f"{file}: unexpected weight '{key}'; config.json beside it describes a model without it:"
                     " likely files of two models mixed"
                 )
-            if tuple(tensor.shape) != expected[name]:
+            if tuple(tensor.shape) != expected[name].shape:
                 raise FileFault(
-                    f"{file}: weight '{key}' expected shape {expected[name]}, got {tuple(tensor.shape)}:"
+                    f"{file}: weight '{key}' expected shape {expected[name].shape}, got {tuple(tensor.shape)}:"
                     " likely config.json belongs to another model size"
                 )
             if not tensor.is_floating_point():
                 raise FileFault(
                     f"{file}: weight '{key}' expected a floating point type, got {tensor.dtype}: quantised?"
                 )
-            state[name] = tensor.to(wanted[name].dtype)
-    if missing := sorted(set(expected) - set(state)):
+            if name in read:
+                raise FileFault(f"{file}: weight '{key}' stands there twice: likely files of two models mixed")
+            read.add(name)
+            if name not in filling.places:  # of a language layer that is left out
+                continue
+            kept = filling.dtype_of(name)
+            if not torch.isfinite(tensor.to(kept)).all():
+                raise FileFault(f"{file}: weight '{key}' holds NaN or infinity as {kept}: damaged file or overflow")
+            filling.put(name, tensor)
+    if missing := sorted(set(expected) - read):
         raise FileFault(
             f"{folder}: {len(missing)} of {len(expected)} weights are missing, first '{missing[0]}':"
             " likely a missing shard or config.json of another model size"
         )
-    if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
-        raise FileFault(f"{folder}: weight '{broken[0]}' holds NaN or infinity as {dtype}: damaged file or overflow")
-    model.load_state_dict(state, assign=True)
-    _fill_rotary(model, device)
-    return QwenBackbone(model).eval().requires_grad_(False)
+    return backbone.eval().requires_grad_(False)
+
+
+class _Filling:
+    """Puts published weights into a backbone without storage, one by one."""
+
+    def __init__(
+        self,
+        backbone: QwenBackbone,
+        device: torch.device,
+        dtype: torch.dtype,
+        vision_dtype: torch.dtype,
+        finish: Finish | None,
+    ) -> None:
+        self.places = places(backbone.config)
+        self._backbone, self._device, self._finish = backbone, device, finish
+        self._dtype, self._vision_dtype = dtype, vision_dtype
+        self._left = Counter(self._module_name(place.name) for place in self.places.values())
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self._vision_dtype if name.startswith("visual.") else self._dtype
+
+    def put(self, name: str, tensor: torch.Tensor) -> None:
+        """Copies one published weight to where it belongs; a product that is whole with it is finished."""
+        place = self.places[name]
+        module_name = self._module_name(place.name)
+        module, key = self._backbone.get_submodule(module_name), place.name.rpartition(".")[2]
+        parameter = getattr(module, key)
+        if parameter.device.type == "meta":
+            parameter = nn.Parameter(torch.zeros(parameter.shape, device=self._device, dtype=self.dtype_of(name)))
+            setattr(module, key, parameter)
+        place.of(parameter.data).copy_(tensor)
+        self._left[module_name] -= 1
+        if self._left[module_name] == 0 and isinstance(module, nn.Linear) and self._finish is not None:
+            parent, _, child = module_name.rpartition(".")
+            setattr(self._backbone.get_submodule(parent), child, self._finish(module_name, module))
+
+    @staticmethod
+    def _module_name(name: str) -> str:
+        return name.rpartition(".")[0]
 
 
 def save(backbone: QwenBackbone, folder: Path, dtype: torch.dtype) -> None:
@@ -178,12 +171,8 @@ def save(backbone: QwenBackbone, folder: Path, dtype: torch.dtype) -> None:
     config = type(backbone.config).from_dict(backbone.config.to_dict())
     config.dtype = dtype
     config.save_pretrained(folder)
-    state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in backbone.state_dict().items()}
-    hub = {
-        ("model." + n.removeprefix("language_model.") if n.startswith("language_model.") else n): t
-        for n, t in state.items()
-    }
-    save_file(hub, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    state = {hub_name(name): part.to("cpu", dtype).contiguous() for name, part in to_published(backbone).items()}
+    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def resolve(name: str) -> Path:
@@ -206,8 +195,27 @@ def resolve(name: str) -> Path:
         ) from error
 
 
-def _described_model(folder: Path, dtype: torch.dtype) -> Qwen2_5_VLModel:
-    """What config.json describes, still without weights."""
+def check_supported(config: Any) -> list[str]:
+    """What in this configuration the backbone does not know, in plain words; empty when all is well."""
+    vision, text = config.vision_config, config.text_config
+    heads = text.hidden_size // text.num_attention_heads
+    wanted = (
+        ("vision_config.patch_size", vision.patch_size, PATCH),
+        ("vision_config.temporal_patch_size", vision.temporal_patch_size, TEMPORAL),
+        ("vision_config.spatial_merge_size", vision.spatial_merge_size, MERGE),
+        ("vision_config.in_channels", vision.in_channels, CHANNELS),
+        ("vision_config.hidden_act", vision.hidden_act, "silu"),
+        ("vision_config.out_hidden_size", vision.out_hidden_size, text.hidden_size),
+        ("text_config.hidden_act", text.hidden_act, "silu"),
+        ("text_config.use_sliding_window", bool(text.use_sliding_window), False),
+        ("text_config.rope_parameters.rope_type", text.rope_parameters.get("rope_type", "default"), "default"),
+        ("sum of text_config.rope_parameters.mrope_section", sum(text.rope_parameters["mrope_section"]), heads // 2),
+    )
+    return [f"{name} is {got}, expected {expected}" for name, got, expected in wanted if got != expected]
+
+
+def describe(folder: Path) -> Any:
+    """What config.json describes, known to be a model that this backbone can be."""
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise FileFault(f"{file} is missing: expected a Qwen2.5-VL folder in the published layout; likely a wrong path")
@@ -224,14 +232,15 @@ def _described_model(folder: Path, dtype: torch.dtype) -> Qwen2_5_VLModel:
     try:
         config = AutoConfig.from_pretrained(folder)
         problems = check_supported(config)
-        model = None if problems else _empty_model(config, dtype)
+        if not problems:
+            _empty(config)
     except Exception as error:  # transformers' own kinds, and whatever a wrong type meets first
         raise FileFault(
             f"{file}: does not describe a model ({' '.join(str(error).split())}): likely damaged by hand"
         ) from error
-    if model is None:
+    if problems:
         raise FileFault(f"{file}: {'; '.join(problems)}: a variant of Qwen2.5-VL that this encoder does not know")
-    return model
+    return config
 
 
 def _tensors(file: Path, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
@@ -247,37 +256,14 @@ def _tensors(file: Path, device: torch.device) -> Iterator[tuple[str, torch.Tens
         ) from error
 
 
-def _current_name(key: str) -> str:
-    """Key names of all generations -> the names inside `Qwen2_5_VLModel`."""
-    if key.startswith(("model.visual.", "model.language_model.")):
-        return key.removeprefix("model.")
-    if key.startswith("model."):
-        return "language_model." + key.removeprefix("model.")
-    return key
-
-
-def _empty_model(config: Any, dtype: torch.dtype) -> Qwen2_5_VLModel:
-    """In float16 the vision tower stays in float32: block 31 of the published one goes beyond 65504."""
+def _empty(config: Any, layers: int | None = None) -> QwenBackbone:
+    """The modules without storage; with the first `layers` language layers only."""
+    depth = config.text_config.num_hidden_layers
+    if layers is not None and layers != depth:
+        if not 1 <= layers <= depth:
+            raise FileFault(f"language_layers: expected 1 to {depth} for this model, got {layers}")
+        config = type(config).from_dict(config.to_dict())
+        config.text_config.num_hidden_layers = layers
+        config.text_config.layer_types = config.text_config.layer_types[:layers]
     with torch.device("meta"):
-        model = AutoModel.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    if dtype == torch.float16:
-        model.visual.float()
-    return model
-
-
-def _fill_rotary(model: Qwen2_5_VLModel, device: torch.device) -> None:
-    """Rotary frequencies are no weights: an empty model lacks them, so they are computed here, always in float32."""
-    config: Any = model.config
-    text, vision = config.text_config, config.vision_config
-    widths = {
-        "language_model.": (text.hidden_size // text.num_attention_heads, float(text.rope_parameters["rope_theta"])),
-        "visual.": (vision.hidden_size // vision.num_heads // 2, 10000.0),
-    }
-    for name in [name for name, _ in model.named_buffers()]:
-        prefix = next((prefix for prefix in widths if name.startswith(prefix)), None)
-        if prefix is None or not name.endswith("inv_freq"):
-            raise FileFault(f"this version of transformers keeps an unknown buffer '{name}': use the tested range")
-        width, theta = widths[prefix]
-        frequency = 1.0 / (theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width))
-        module = model.get_submodule(name.rpartition(".")[0])
-        setattr(module, name.rpartition(".")[2], frequency.to(device))
+        return QwenBackbone(config)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from control.messages import Frames, Instruction
-from vla.encoder import Encoder, load_encoder
+from vla.assemble import load_encoder
+from vla.encoder import Encoder
 from vla.errors import EncodeError
 
 

@@ -64,7 +64,7 @@ def test_a_policy_path_is_relative_to_its_config(write):
         ),
         (
             ("  name: tabletop", "  name: tabletop\n  camera_hz: 1"),
-            "must be over one control period (100 ms) plus one camera period (1000 ms)",
+            "must be over one control period (100 ms) plus the time between two views (1000 ms)",
         ),
     ],
 )

@@ -269,7 +269,10 @@ def test_limits_under_the_bound_are_refused_before_run():
     rig.feed_features(encode_ms=200.0, age_ms=0)
     cycle = rig.tick()
     assert cycle.mode is Mode.INIT
-    assert "hold_after_ms 250 is under 2 x encode (200) + period (100) + camera period (40) = 540 ms" in cycle.reason
+    assert (
+        "hold_after_ms 250 is under 2 x encode (200) + period (100) + time between two views (40) = 540 ms"
+        in cycle.reason
+    )
 
 
 def test_limits_under_the_bound_cannot_be_passed_by_stop_and_resume():

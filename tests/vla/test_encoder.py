@@ -10,7 +10,8 @@ import torch
 from control.messages import Frames
 from tests.vla.conftest import edit_yaml, frames, instruction
 from vla import weights
-from vla.encoder import QwenEncoder, load_encoder
+from vla.assemble import load_encoder
+from vla.encoder import QwenEncoder
 from vla.errors import CameraError, DeviceFault, FileFault, NonFiniteFeatures, PromptError
 from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice
 from vla.qwen import QwenBackbone
@@ -29,7 +30,8 @@ def test_features_carry_all_that_is_needed_to_judge_them(encoder: QwenEncoder) -
     assert first.encoder_epoch == 42
     assert first.view_age_ms == {"front": 0.0, "wrist": 0.0}
     assert first.tokens.shape == (2, 32) and first.tokens.dtype == np.float32
-    assert list(first.stage_ms) == ["preprocess", "vision", "language", "pool"]
+    assert list(first.stage_ms) == ["preprocess", "vision", "prefix", "language", "aggregate"]
+    assert list(second.stage_ms) == ["preprocess", "vision", "language", "aggregate"]
     assert 0 < sum(first.stage_ms.values()) <= first.encode_ms
 
 
@@ -73,7 +75,7 @@ def test_an_instruction_that_cannot_be_encoded_leaves_the_encoder_usable(encoder
 
 def test_features_that_are_not_finite_never_come_out(encoder: QwenEncoder) -> None:
     with torch.no_grad():
-        encoder._backbone.language_model.norm.weight[3] = float("nan")
+        encoder._engine.backbone.language.norm.weight[3] = float("nan")
     with pytest.raises(NonFiniteFeatures, match="features are NaN or infinite for frame 7"):
         encoder.encode(frames(), instruction())
 

@@ -14,7 +14,7 @@ from control.messages import RobotSpec
 from tests.vla import squares
 from tests.vla.conftest import edit_yaml, frames, instruction, tiny_spec
 from vla import policy
-from vla.encoder import load_encoder
+from vla.assemble import load_encoder
 from vla.errors import FileFault
 from vla.head import HoldHead, RegressionHead
 from vla.policy import load_head, regression_head, view_aggregation, view_pooling

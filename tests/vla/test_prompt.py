@@ -23,7 +23,11 @@ def test_image_positions_hold_time_still_and_count_rows_and_columns(prompter: Pr
     start = row.image_start
     prompt = prompter.prompt("go", {"a": (56, 84)})
     assert prompt.position_ids[:, 0, start - 1].tolist() == [start - 1] * 3
-    assert (prompt.position_ids[:, 0, start:] - start).tolist() == [[0] * 6, [0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2]]
+    assert (prompt.position_ids[:, 0, start : start + 6] - start).tolist() == [
+        [0] * 6,
+        [0, 0, 0, 1, 1, 1],
+        [0, 1, 2, 0, 1, 2],
+    ]
 
 
 def test_views_of_one_size_form_one_group_in_their_order(prompter: Prompter) -> None:

@@ -11,7 +11,9 @@ from control.messages import Frames
 from tests.vla import squares
 from tests.vla.conftest import instruction
 from vla import policy
-from vla.encoder import QwenEncoder, load_encoder
+from vla.assemble import load_encoder
+from vla.encoder import QwenEncoder
+from vla.engine import Engine
 from vla.errors import TrainingFault
 from vla.learner import Collator, Learner
 from vla.policy import load_head
@@ -66,7 +68,7 @@ def test_the_policy_acts_as_the_learner_that_was_trained(tiny: QwenBackbone, pro
     learner.normalise_by([batch])
     with torch.inference_mode():
         steps = learner(Collator(spec, prompter)(batch)).steps
-    encoder = QwenEncoder(spec, tiny, prompter, learner.pool, learner.aggregate, "x", 1)
+    encoder = QwenEncoder(spec, Engine(tiny, learner.pool), prompter, learner.aggregate, "x", 1)
     for sample in range(4):
         captured = Frames(1, 1, {name: images[sample] for name, images in batch.images.items()})
         features = encoder.encode(captured, instruction(batch.instructions[sample]))
