@@ -6,23 +6,21 @@ Imports stay inside the commands: an operator's `say` loads no model code, and t
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from control.commands import DEFAULT_CONFIG, ROOT, ConfigOption, ParentOption, ReportOption, SetOption, load, process
+from control.commands import app as control_commands
 
 if TYPE_CHECKING:
     from control.config import Config
     from vla.assemble import EncoderOptions
     from vla.policy_spec import PolicySpec
 
-ROOT = Path(__file__).resolve().parent
-DEFAULT_CONFIG = ROOT / "configs" / "sim.yaml"
 HORIZON = 8  # rows of a trained chunk
 
 app = typer.Typer(
@@ -33,12 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Config file.", show_default="configs/sim.yaml")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the config.")
-]
-ParentOption = Annotated[int, typer.Option("--parent", hidden=True)]
-ReportOption = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write all figures as JSON.")]
+app.add_typer(control_commands)
 
 
 @app.command(rich_help_panel="Run")
@@ -86,7 +79,7 @@ def run(
         overrides.append("robot.options.reset_on_instruction=true")
     if random_weights:
         overrides.append("encoder.random_weights=true")
-    settings = _load(config, overrides)
+    settings = load(config, overrides)
     _check_policy(settings)
     check_writable(report)
     where = environment()
@@ -130,31 +123,9 @@ def run(
 
 
 @app.command(rich_help_panel="Processes")
-def robot(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, parent: ParentOption = 0) -> None:
-    """The robot host alone: drives one robot, publishes its cameras and state, follows actions, holds by itself."""
-    from control.clock import MonotonicClock
-    from control.discovery import make_robot
-    from control.host import RobotHost
-
-    settings, stopped = _process("robot", config, set_, parent)
-    clock = MonotonicClock()
-    options = settings.robot
-    host = RobotHost(
-        make_robot(options.name, clock, options.options),
-        settings.bus.build(),
-        clock=clock,
-        host_hz=options.host_hz,
-        state_hz=options.state_hz,
-        camera_hz=options.camera_hz,
-        watchdog_ns=settings.watchdog_ns,
-    )
-    host.run(stopped)
-
-
-@app.command(rich_help_panel="Processes")
 def encoder(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, parent: ParentOption = 0) -> None:
     """The encoder alone: camera frames and the instruction in, features out, as fast as it can."""
-    settings, stopped = _process("encoder", config, set_, parent)
+    settings, stopped = process("encoder", config, set_, parent)
     from vla.service import run_encoder
 
     options = settings.encoder
@@ -173,7 +144,7 @@ def encoder(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, paren
 @app.command(name="control", rich_help_panel="Processes")
 def controller(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, parent: ParentOption = 0) -> None:
     """The controller alone: newest state and features to an action, at a fixed rate, whatever the others do."""
-    settings, stopped = _process("controller", config, set_, parent)
+    settings, stopped = process("controller", config, set_, parent)
     import torch
 
     from control.clock import MonotonicClock
@@ -184,7 +155,7 @@ def controller(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, pa
     torch.set_num_threads(1)
     folder = Path(settings.encoder.policy)
     head = load_head(folder, settings.encoder.random_weights)
-    process = Controller(
+    running = Controller(
         settings.bus.build(),
         head,
         settings.loop_settings(),
@@ -192,44 +163,7 @@ def controller(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, pa
         realtime=settings.control.realtime,
         find_misfits=_adapted(settings, load_spec(folder)).fits,
     )
-    process.run(stopped)
-
-
-@app.command(rich_help_panel="Operate")
-def say(
-    text: Annotated[str, typer.Argument(help='What to do, for example "touch the red block".')],
-    config: ConfigOption = DEFAULT_CONFIG,
-    set_: SetOption = None,
-) -> None:
-    """Give the running controller a new instruction; answers when the robot acts on it, with the switch latency."""
-    _command("say", config, set_, text)
-
-
-@app.command(rich_help_panel="Operate")
-def status(
-    config: ConfigOption = DEFAULT_CONFIG,
-    set_: SetOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
-) -> None:
-    """What the controller is doing, and why."""
-    values = _command("status", config, set_, quiet=True)
-    if as_json:
-        typer.echo(json.dumps(values))
-        return
-    for name, value in values.items():
-        typer.echo(f"{name:>16}  {'' if value is None else round(value, 2) if isinstance(value, float) else value}")
-
-
-@app.command(rich_help_panel="Operate")
-def stop(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None) -> None:
-    """Stop the robot where it is, latched until `resume`. No replacement for the hardware's emergency stop."""
-    _command("stop", config, set_)
-
-
-@app.command(rich_help_panel="Operate")
-def resume(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None) -> None:
-    """Leave STOP, if its cause is gone."""
-    _command("resume", config, set_)
+    running.run(stopped)
 
 
 @app.command(rich_help_panel="Prepare")
@@ -237,7 +171,7 @@ def check(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None) -> None
     """Check config, policy and robot against each other without starting anything, and print the derived budgets."""
     from control.budgets import budgets
 
-    settings = _load(config, set_)
+    settings = load(config, set_)
     for line in [*budgets(settings), *_check_policy(settings)]:
         typer.echo(line)
     typer.echo("all well")
@@ -306,7 +240,7 @@ def evaluate(
         ages_ms = [float(word) for word in feature_age.split(",")]
     except ValueError:
         raise typer.BadParameter(f"--feature-age takes numbers of ms like 100,300, got '{feature_age}'") from None
-    settings = _load(config, set_)
+    settings = load(config, set_)
     if settings.robot.name != "tabletop" or settings.encoder.random_weights:
         raise typer.BadParameter("eval needs robot.name tabletop and a trained policy: it judges tasks of that table")
     _check_policy(settings)
@@ -330,12 +264,6 @@ def evaluate(
         typer.echo(judging.describe(age_ms, row))
     figures = {"policy": head.policy_id, "wordings": wordings, "seed": seed, "success": success}
     write_report(report, figures | environment())
-
-
-def _load(config: Path, overrides: list[str] | None) -> Config:
-    from control.config import load_config
-
-    return load_config(config, overrides)
 
 
 def _check_policy(settings: Config) -> list[str]:
@@ -395,31 +323,6 @@ def _encoder_options(settings: Config) -> EncoderOptions:
         image_size=options.model_image_size,
         language_layers=options.language_layers,
     )
-
-
-def _process(name: str, config: Path, overrides: list[str] | None, parent: int) -> tuple[Config, Callable[[], bool]]:
-    """Config and stop condition of a process: a signal, or the end of the supervisor that started it."""
-    from control.console import log_to_stderr
-    from control.host import stop_on_signals
-
-    log_to_stderr()
-    if parent:
-        os.set_blocking(sys.stderr.fileno(), False)  # a supervisor that does not read must not stop the loop
-    signalled = stop_on_signals()
-    return _load(config, overrides), lambda: signalled() or (parent != 0 and os.getppid() != parent)
-
-
-def _command(verb: str, config: Path, overrides: list[str] | None, text: str = "", quiet: bool = False) -> dict:
-    from control.bus import CommandClient
-
-    settings = _load(config, overrides)
-    client = CommandClient(settings.bus.build())
-    finish_s = settings.control.switch_max_ms / 1000 + 30.0
-    reply = client.request(verb, text, answer_s=1.0, finish_s=finish_s)
-    client.close()
-    if not quiet:
-        typer.echo(reply.message)
-    return reply.values
 
 
 def main() -> None:
