@@ -12,6 +12,7 @@ VLA_MAY_USE = {
     "control.messages",
     "control.address",
     "control.bus",
+    "control.captures",
     "control.clock",
     "control.config",
     "control.errors",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from control.bus import Latest, Publisher, Subscriber
+from control.clock import NS_PER_S
 from control.messages import Features, Frames, Instruction
 from vla.errors import CameraError
 from vla.service import EncoderService, measure
@@ -35,10 +36,10 @@ class CountingEncoder:
 
 
 class Bench:
-    def __init__(self, bus):
+    def __init__(self, bus, max_rate_hz=None):
         self.encoder = CountingEncoder()
         self.frames, self.instructions = Publisher(bus, "frames"), Publisher(bus, "instruction")
-        self.service = EncoderService(self.encoder, bus)
+        self.service = EncoderService(self.encoder, bus, max_rate_hz)
         self.features = Latest(bus, "features")
         self.seq = 0
 
@@ -128,3 +129,17 @@ def test_features_are_latched_for_every_kind_of_reader(bench, bus):
     bench.until(lambda: bench.encoder.seen, lambda: (bench.frame(), bench.say(1)))
     queued = Subscriber(bus, "features", newest_only=False)
     assert bench.until(queued.poll).session == 7
+
+
+def test_frames_in_between_are_skipped_but_a_new_instruction_never_waits(bus):
+    bench = Bench(bus, max_rate_hz=0.01)
+    bench.until(lambda: bench.encoder.seen, lambda: (bench.frame(), bench.say(1)))
+    for _ in range(20):
+        bench.frame()
+        bench.say(1)
+        bench.service.step()
+        bench.features.socket.poll(2)
+    assert len(bench.encoder.seen) == 1
+    bench.until(lambda: bench.encoder.seen[-1][1] == 2, lambda: bench.say(2))
+    bench.service._began_ns -= 100 * NS_PER_S
+    bench.until(lambda: len(bench.encoder.seen) == 3, bench.frame)
