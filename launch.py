@@ -15,11 +15,11 @@ import typer
 
 from control.commands import DEFAULT_CONFIG, ROOT, ConfigOption, ParentOption, ReportOption, SetOption, load, process
 from control.commands import app as control_commands
+from vla.commands import adapted, bench, encoder_options
+from vla.commands import app as vla_commands
 
 if TYPE_CHECKING:
     from control.config import Config
-    from vla.assemble import EncoderOptions
-    from vla.policy_spec import PolicySpec
 
 HORIZON = 8  # rows of a trained chunk
 
@@ -32,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(control_commands)
+app.add_typer(vla_commands)
+app.add_typer(bench, rich_help_panel="Measure")
 
 
 @app.command(rich_help_panel="Run")
@@ -122,25 +124,6 @@ def run(
     raise typer.Exit(code)
 
 
-@app.command(rich_help_panel="Processes")
-def encoder(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, parent: ParentOption = 0) -> None:
-    """The encoder alone: camera frames and the instruction in, features out, as fast as it can."""
-    settings, stopped = process("encoder", config, set_, parent)
-    from vla.service import run_encoder
-
-    options = settings.encoder
-    run_encoder(
-        settings.bus.build(),
-        Path(options.policy),
-        device=options.device,
-        threads=options.threads,
-        random_weights=options.random_weights,
-        options=_encoder_options(settings),
-        max_rate_hz=options.max_rate_hz,
-        stopped=stopped,
-    )
-
-
 @app.command(name="control", rich_help_panel="Processes")
 def controller(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, parent: ParentOption = 0) -> None:
     """The controller alone: newest state and features to an action, at a fixed rate, whatever the others do."""
@@ -161,7 +144,7 @@ def controller(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, pa
         settings.loop_settings(),
         clock=MonotonicClock(),
         realtime=settings.control.realtime,
-        find_misfits=_adapted(settings, load_spec(folder)).fits,
+        find_misfits=adapted(settings, load_spec(folder)).fits,
     )
     running.run(stopped)
 
@@ -250,7 +233,7 @@ def evaluate(
     torch.set_num_threads(settings.encoder.threads)
     folder = Path(settings.encoder.policy)
     encoder, head = (
-        load_encoder(folder, settings.encoder.device, 1, options=_encoder_options(settings)),
+        load_encoder(folder, settings.encoder.device, 1, options=encoder_options(settings)),
         load_head(folder),
     )
     drawn = tasks.episodes(seed, episodes, wordings)
@@ -275,7 +258,7 @@ def _check_policy(settings: Config) -> list[str]:
     from vla.policy_spec import identify, verify
 
     folder = Path(settings.encoder.policy)
-    spec = _adapted(settings, verify(folder, settings.encoder.random_weights))
+    spec = adapted(settings, verify(folder, settings.encoder.random_weights))
     policy_id = identify(folder, settings.encoder.random_weights)
     lines = [f"policy {policy_id} ({spec.name}): cameras {', '.join(spec.cameras)}"]
     if 0 < spec.feature_age_ms[1] < settings.freshness.hold_after_ms:
@@ -296,33 +279,6 @@ def _check_policy(settings: Config) -> list[str]:
         *lines,
         f"robot '{robot.spec.name}': {len(robot.spec.action_names)} actions, {len(robot.spec.cameras)} cameras",
     ]
-
-
-def _adapted(settings: Config, spec: PolicySpec) -> PolicySpec:
-    """The policy as the config's overrides make it; see `PolicySpec.adapted`."""
-    options = settings.encoder
-    cameras = None if options.cameras is None else tuple(options.cameras)
-    return spec.adapted(cameras, options.model_image_size, options.language_layers, trained=not options.random_weights)
-
-
-def _encoder_options(settings: Config) -> EncoderOptions:
-    from vla.assemble import EncoderOptions
-
-    options = settings.encoder
-    return EncoderOptions(
-        precision=options.precision,
-        quantise_vision=options.quantise_vision,
-        smoothing=None if options.smoothing is None else Path(options.smoothing),
-        attention=options.attention,
-        compile_mode=options.compile,
-        cuda_graph=options.cuda_graph,
-        reuse_views=tuple(options.reuse_views),
-        reuse_max_age_ms=options.reuse_max_age_ms,
-        reuse_threshold=options.reuse_threshold,
-        cameras=None if options.cameras is None else tuple(options.cameras),
-        image_size=options.model_image_size,
-        language_layers=options.language_layers,
-    )
 
 
 def main() -> None:
