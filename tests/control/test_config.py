@@ -66,6 +66,25 @@ def test_a_policy_path_is_relative_to_its_config(write):
             ("  name: tabletop", "  name: tabletop\n  camera_hz: 1"),
             "must be over one control period (100 ms) plus the time between two views (1000 ms)",
         ),
+        (
+            ("  policy: policy", "  policy: policy\n  max_rate_hz: 1"),
+            "must be over one control period (100 ms) plus the time between two views (1000 ms)",
+        ),
+        (
+            ("  policy: policy", "  policy: policy\n  reuse_views: [front]\n  reuse_max_age_ms: 900"),
+            "must be over one control period (100 ms) plus the time between two views (940 ms)",
+        ),
+        (
+            ("  policy: policy", "  policy: policy\n  precision: int4"),
+            "encoder.precision: should be 'fp32', 'bf16', 'int8",
+        ),
+        (("  policy: policy", "  policy: policy\n  cuda_graph: true"), "cuda_graph needs device cuda, got cpu"),
+        (("  policy: policy", "  policy: policy\n  image_size: [224]"), "image_size is [height, width], got [224]"),
+        (("  policy: policy", "  policy: policy\n  image_size: [224, 230]"), "should be a multiple of 28, got 230"),
+        (
+            ("  policy: policy", "  policy: policy\n  precision: bf16\n  smoothing: x.safetensors"),
+            "encoder.smoothing is for precision int8 or fp8, got bf16",
+        ),
     ],
 )
 def test_a_wrong_config_names_file_line_key_expected_and_got(write, change, message):
@@ -73,6 +92,12 @@ def test_a_wrong_config_names_file_line_key_expected_and_got(write, change, mess
     with pytest.raises(ConfigError) as caught:
         load_config(write(MINIMAL.replace(*change)))
     assert message in str(caught.value)
+
+
+def test_a_smoothing_file_is_relative_to_its_config(write):
+    path = write(MINIMAL)
+    config = load_config(path, ["encoder.precision=int8", "encoder.smoothing=smooth.safetensors"])
+    assert config.encoder.smoothing == str(path.parent / "smooth.safetensors")
 
 
 def test_all_faults_are_told_at_once(write):
