@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cosine_similarity
 from transformers import AutoModel
 
 from tests.vla.conftest import CPU
@@ -20,6 +21,7 @@ SIZES = {
     "not square, border windows": [(168, 224), (168, 224)],
     "mixed": [(112, 140), (56, 84), (112, 140), (252, 196)],
     "one wide": [(364, 644)],
+    "five of 224": [(224, 224)] * 5,
 }
 
 
@@ -42,6 +44,7 @@ def stock_forward(
     """transformers' whole forward on the same batch, in its own format and with its own masks and positions."""
     model = AutoModel.from_config(backbone.config, attn_implementation="sdpa").eval()
     model.load_state_dict(to_published(backbone))
+    model.to(backbone.dtype)
     by_row = {}
     for group, views in zip(prompt.groups, images, strict=True):
         by_row |= {row: (group.size, view) for row, view in zip(group.rows, views, strict=True)}
@@ -49,7 +52,7 @@ def stock_forward(
     return model(
         input_ids=prompt.token_ids,
         attention_mask=is_real.long(),
-        pixel_values=torch.cat([published_patches(view[None]) for _, view in rows]),
+        pixel_values=torch.cat([published_patches(view[None]) for _, view in rows]).to(backbone.dtype),
         image_grid_thw=torch.tensor([[1, height // 14, width // 14] for (height, width), _ in rows]),
         mm_token_type_ids=is_image.int(),
     ).last_hidden_state
@@ -69,6 +72,27 @@ def test_the_encode_equals_the_stock_forward(prompter: Prompter, geometry: str, 
         stock = stock_forward(backbone, images, prompt, prompt.token_ids == prompter.image_token_id, is_real)
     assert stock[is_real].abs().mean() > 0.5
     torch.testing.assert_close(ours[is_real], stock[is_real], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_in_bfloat16_it_is_as_near_to_float32_as_the_stock_forward(
+    prompter: Prompter, sizes: list[tuple[int, int]]
+) -> None:
+    backbone = weights.random_weights("embedded", CPU, torch.float32)
+    cameras = cameras_of(sizes)
+    prompt = prompter.prompt("go", cameras)
+    is_real = torch.arange(prompt.token_ids.shape[1]) < torch.tensor(
+        [len(prompter.row("go", name, size).token_ids) for name, size in cameras.items()]
+    ).unsqueeze(1)
+    images = images_for(prompt)
+    with torch.inference_mode():
+        exact = backbone(images, prompt)[is_real]
+        backbone.bfloat16()
+        ours = backbone(images, prompt)[is_real].float()
+        stock = stock_forward(backbone, images, prompt, prompt.token_ids == prompter.image_token_id, is_real)
+    stock = stock[is_real].float()
+    assert cosine_similarity(ours.flatten(), stock.flatten(), dim=0) > 0.9999
+    assert cosine_similarity(ours.flatten(), exact.flatten(), dim=0) > 0.9999
 
 
 def test_padding_does_not_change_a_view(tiny: QwenBackbone, prompter: Prompter) -> None:
@@ -110,7 +134,7 @@ def test_bfloat16_stays_near_float32(tiny: QwenBackbone, prompter: Prompter, tmp
         loaded = weights.load(tmp_path, CPU, dtype)
         half = loaded(images, prompt)
     assert loaded.dtype == half.dtype == dtype
-    assert torch.nn.functional.cosine_similarity(exact.flatten(), half.float().flatten(), dim=0) > 0.999
+    assert cosine_similarity(exact.flatten(), half.float().flatten(), dim=0) > 0.999
 
 
 def test_the_first_layer_is_folded_once_it_is_frozen_and_anew_while_it_learns(prompter: Prompter) -> None:
