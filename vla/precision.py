@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from vla.quantised import ALIGNMENT, BitsAndBytesLinear, Fp8Linear, Int8Linear
+from vla.smoothing import Factors, fold_norms, scale_linear
 
 Precision = Literal["fp32", "bf16", "int8", "fp8", "int8-bnb", "int4-bnb"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -46,23 +47,30 @@ def convert(linear: nn.Linear, precision: Precision) -> nn.Module:
     return linear
 
 
-def finisher(precision: Precision, vision: bool) -> Callable[[str, nn.Linear], nn.Module]:
+def finisher(
+    precision: Precision, vision: bool, factors: Factors | None = None
+) -> Callable[[str, nn.Linear], nn.Module]:
     """`finish(name, linear) -> module` for loading shard by shard: quantises the language model, and the vision tower
-    if asked and if the precision allows it."""
+    if asked and if the precision allows it. With `factors` (see smoothing.py) the loaded model needs `fold_norms`."""
     parts = ("language.", "visual.") if vision and precision not in BITSANDBYTES else ("language.",)
 
     def finish(name: str, linear: nn.Linear) -> nn.Module:
+        if factors is not None:
+            scale_linear(name, linear, factors)
         return convert(linear, precision) if name.startswith(parts) else linear
 
     return finish
 
 
-def quantise(backbone: nn.Module, precision: Precision, vision: bool) -> None:
-    """Replaces the Linears of a loaded `QwenBackbone` in place; see `finisher`. It must not be cast afterwards."""
-    finish = finisher(precision, vision)
+def quantise(backbone: nn.Module, precision: Precision, vision: bool, factors: Factors | None = None) -> None:
+    """Replaces the Linears of a loaded `QwenBackbone` in place, smoothed by `factors` before. It must not be cast
+    afterwards."""
+    finish = finisher(precision, vision, factors)
     for name in [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]:
         linear: Any = backbone.get_submodule(name)
         backbone.set_submodule(name, finish(name, linear))
+    if factors is not None:
+        fold_norms(backbone, factors)
 
 
 def activation_dtype(precision: Precision, device: torch.device, quantised: bool = True) -> torch.dtype:
