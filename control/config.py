@@ -76,7 +76,7 @@ class EncoderConfig(_Section):
     quantise_vision: bool = False  # the vision tower too; the published recipes leave it in 16 bit
     smoothing: str | None = None  # a file that `bench calibrate` wrote
     attention: Literal["sdpa", "varlen", "flash_attention_2"] = "sdpa"
-    compile: Literal["off", "default", "max-autotune"] = "off"
+    compile: Literal["eager", "default", "max-autotune"] = "eager"
     cuda_graph: bool = False
     max_rate_hz: Annotated[float, Field(gt=0, le=240)] | None = None  # skips frames in between
     reuse_views: list[str] = []  # cameras that stand still: used again while their image does not change

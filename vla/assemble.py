@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from vla import attention, precision, weights
+from vla import attention, precision, smoothing, weights
 from vla.attention import Attention
 from vla.encoder import QwenEncoder
 from vla.engine import CompileMode, Engine
@@ -38,7 +38,7 @@ class EncoderOptions:
     quantise_vision: bool = False
     smoothing: Path | None = None  # factors that `bench calibrate` wrote
     attention: attention.Backend = "sdpa"
-    compile_mode: CompileMode = "off"
+    compile_mode: CompileMode = "eager"
     cuda_graph: bool = False
     reuse_views: tuple[str, ...] = ()
     reuse_max_age_ms: float = 200.0
@@ -92,21 +92,26 @@ def _load(
         raise DeviceFault(f"encoder.reuse_views names {unknown}, the policy's cameras are {list(spec.cameras)}")
     policy_id = identify(folder, random_weights)
     vision_dtype = precision.activation_dtype(options.precision, place, options.quantise_vision)
-    finish = precision.finisher(options.precision, options.quantise_vision)
     pool, aggregate = view_pooling(spec), view_aggregation(spec)
-    if random_weights:
-        check_fits(geometry_config(spec.geometry), options.precision, options.quantise_vision, place)
+    files = None if random_weights else backbone_folder(folder, spec) or weights.resolve(spec.backbone)
+    config = geometry_config(spec.geometry) if files is None else weights.describe(files)
+    check_fits(config, options.precision, options.quantise_vision, place)
+    factors = None
+    if options.smoothing is not None:
+        factors = smoothing.load(options.smoothing, policy_id, config, options.quantise_vision, spec.language_layers)
+    finish = precision.finisher(options.precision, options.quantise_vision, factors)
+    if files is None:
         backbone = weights.random_weights(
             spec.geometry, place, dtype, finish=finish, layers=spec.language_layers, vision_dtype=vision_dtype
         )
         prompter = Prompter(build_tokenizer(["do what the operator says"]))
     else:
-        files = backbone_folder(folder, spec) or weights.resolve(spec.backbone)
-        check_fits(weights.describe(files), options.precision, options.quantise_vision, place)
         backbone = weights.load(files, place, dtype, finish, spec.language_layers, vision_dtype)
         prompter = Prompter.load(files)
         load_part(folder, "pool", pool)
         load_part(folder, "aggregate", aggregate)
+    if factors is not None:
+        smoothing.fold_norms(backbone, factors)
     if backbone.width != spec.width:
         raise FileFault(
             f"{folder}: policy.yaml says width {spec.width}, its backbone '{spec.backbone}' has {backbone.width}:"
@@ -127,7 +132,7 @@ def _load(
     text = backbone.config.text_config
     rows = sum((height // SIDE) * (width // SIDE) for height, width in spec.model_sizes.values())
     slower = precision.slower_than_bf16(
-        options.precision, place, text.hidden_size, text.intermediate_size, rows, options.compile_mode != "off"
+        options.precision, place, text.hidden_size, text.intermediate_size, rows, options.compile_mode != "eager"
     )
     if slower is not None:
         log.warning(

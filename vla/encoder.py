@@ -24,6 +24,7 @@ from vla.errors import CameraError, NonFiniteFeatures
 from vla.policy_spec import PolicySpec
 from vla.pooling import ViewAggregation
 from vla.prompt import Prompt, Prompter
+from vla.qwen import QwenBackbone
 from vla.reuse import ViewReuse
 from vla.upload import Upload
 
@@ -72,10 +73,14 @@ class QwenEncoder:
         self._prompts: OrderedDict[tuple[str, tuple[str, ...]], Prompt] = OrderedDict()
         self._seq = 0
 
+    @property
+    def backbone(self) -> QwenBackbone:
+        return self._engine.backbone
+
     @torch.inference_mode()
     def encode(self, frames: Frames, instruction: Instruction) -> Features:
         self._check(frames)
-        watch = _Stopwatch(self._engine.backbone.device)
+        watch = _Stopwatch(self.backbone.device)
         captures = self._engine.captures
         due = self._reuse.due(frames, instruction, tuple(self.cameras))
         pooled = self._encode(frames, instruction, due, watch) if due else None
@@ -87,7 +92,7 @@ class QwenEncoder:
             self._reuse.forget()
             raise NonFiniteFeatures(
                 f"{np.count_nonzero(~np.isfinite(values))} of {values.size} features are NaN or infinite"
-                f" for frame {frames.seq}: overflow in {self._engine.backbone.dtype}, or damaged weights"
+                f" for frame {frames.seq}: overflow in {self.backbone.dtype}, or damaged weights"
             )
         if self._engine.captures > captures and self._seq:
             log.warning(
@@ -121,7 +126,7 @@ class QwenEncoder:
         self._check(frames)
         names = tuple(self.cameras)
         with torch.inference_mode():
-            watch = _Stopwatch(self._engine.backbone.device)
+            watch = _Stopwatch(self.backbone.device)
             return self._encode(frames, Instruction(0, 0, 0, 0, text), names, watch).clone()
 
     def _encode(
@@ -146,7 +151,7 @@ class QwenEncoder:
         prompt = self._prompts.get((text, names))
         if prompt is None:
             sizes = {name: self._sizes[name] for name in names}
-            prompt = self._prompter.prompt(text, sizes).to(self._engine.backbone.device)
+            prompt = self._prompter.prompt(text, sizes).to(self.backbone.device)
             self._prompts[text, names] = prompt
             if len(self._prompts) > REMEMBERED_PROMPTS:
                 self._prompts.popitem(last=False)

@@ -22,7 +22,7 @@ from vla.preprocess import patches, resize
 from vla.prompt import Prompt
 from vla.qwen import Prefix, QwenBackbone
 
-CompileMode = Literal["off", "default", "max-autotune"]
+CompileMode = Literal["eager", "default", "max-autotune"]
 Tensors = tuple[torch.Tensor, ...]
 Function = Callable[..., Tensors]
 REMEMBERED_PREFIXES = 8
@@ -34,7 +34,7 @@ class Engine:
     """One backbone and its pooling, run as asked. One thread calls it."""
 
     def __init__(
-        self, backbone: QwenBackbone, pool: nn.Module, *, compile_mode: CompileMode = "off", cuda_graph: bool = False
+        self, backbone: QwenBackbone, pool: nn.Module, *, compile_mode: CompileMode = "eager", cuda_graph: bool = False
     ) -> None:
         if cuda_graph and backbone.device.type != "cuda":
             raise ValueError(f"cuda_graph needs a CUDA GPU, the device is '{backbone.device}': set it to false")
@@ -95,7 +95,7 @@ class Engine:
         if found is None:
             mode = {"default": None, "max-autotune": "max-autotune-no-cudagraphs"}
             found = function
-            if self._compile_mode != "off":
+            if self._compile_mode != "eager":
                 found = torch.compile(function, fullgraph=True, dynamic=False, mode=mode[self._compile_mode])
                 found(*inputs)  # compiles
             if self._cuda_graph:
