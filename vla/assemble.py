@@ -131,17 +131,14 @@ def _load(
     )
     text = backbone.config.text_config
     rows = sum((height // SIDE) * (width // SIDE) for height, width in spec.model_sizes.values())
-    slower = precision.slower_than_bf16(
-        options.precision, place, text.hidden_size, text.intermediate_size, rows, options.compile_mode != "eager"
-    )
+    slower = precision.slower_than_bf16(options.precision, place, text, rows, options.compile_mode != "eager")
     if slower is not None:
         log.warning(
-            "precision %s is %.1f times slower here than bf16, for products of %d rows, %d to %d",
+            "precision %s is slower than bf16 on this machine: %.1f times, for a block of the language model and %d"
+            " image tokens; set encoder.precision to bf16",
             options.precision,
             slower,
             rows,
-            text.hidden_size,
-            text.intermediate_size,
         )
     return QwenEncoder(spec, engine, prompter, aggregate, policy_id, encoder_epoch, reuse)
 

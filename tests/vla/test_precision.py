@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vla import precision, quantised
+from vla.geometry import geometry_config
 from vla.precision import Precision, activation_dtype, convert, finisher, obstacle, quantise, slower_than_bf16
 from vla.quantised import Int8Linear, int_product
 
@@ -115,7 +116,12 @@ def test_a_precision_slower_than_bf16_here_is_known(
     monkeypatch: pytest.MonkeyPatch, int8_ms: float, ratio: float | None
 ) -> None:
     monkeypatch.setattr(precision, "_now", ticking([10.0, int8_ms]))
-    assert slower_than_bf16("int8", CPU, width=64, inner=64, rows=20) == ratio
+    assert slower_than_bf16("int8", CPU, geometry_config("tiny").text_config, rows=20) == ratio
+
+
+def test_plain_precisions_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_now", ticking([1.0, 30.0]))
+    assert slower_than_bf16("fp32", CPU, geometry_config("tiny").text_config, rows=20) is None
 
 
 def ticking(durations: list[float]) -> Callable[[torch.device], float]:
