@@ -130,15 +130,17 @@ def _load(
         backbone.attention.reason,
     )
     text = backbone.config.text_config
-    rows = sum((height // SIDE) * (width // SIDE) for height, width in spec.model_sizes.values())
-    slower = precision.slower_than_bf16(options.precision, place, text, rows, options.compile_mode != "eager")
+    longest = max((height // SIDE) * (width // SIDE) for height, width in spec.model_sizes.values())
+    slower = precision.slower_than_bf16(
+        options.precision, place, text, len(spec.cameras), longest, options.compile_mode != "eager"
+    )
     if slower is not None:
         log.warning(
-            "precision %s is slower than bf16 on this machine: %.1f times, for a block of the language model and %d"
-            " image tokens; set encoder.precision to bf16",
+            "precision %s is slower than bf16 on this machine: %.1f times, for a block of the language model over %d"
+            " views; set encoder.precision to bf16",
             options.precision,
             slower,
-            rows,
+            len(spec.cameras),
         )
     return QwenEncoder(spec, engine, prompter, aggregate, policy_id, encoder_epoch, reuse)
 

@@ -116,12 +116,12 @@ def test_a_precision_slower_than_bf16_here_is_known(
     monkeypatch: pytest.MonkeyPatch, int8_ms: float, ratio: float | None
 ) -> None:
     monkeypatch.setattr(precision, "_now", ticking([10.0, int8_ms]))
-    assert slower_than_bf16("int8", CPU, geometry_config("tiny").text_config, rows=20) == ratio
+    assert slower_than_bf16("int8", CPU, geometry_config("tiny").text_config, views=2, length=10) == ratio
 
 
 def test_plain_precisions_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "_now", ticking([1.0, 30.0]))
-    assert slower_than_bf16("fp32", CPU, geometry_config("tiny").text_config, rows=20) is None
+    assert slower_than_bf16("fp32", CPU, geometry_config("tiny").text_config, views=2, length=10) is None
 
 
 def ticking(durations: list[float]) -> Callable[[torch.device], float]:
