@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.vla.conftest import CPU, SIDE
+from tests.vla.outliers import spiked
 from vla import smoothing, weights
 from vla.errors import FileFault
 from vla.precision import finisher, quantise
@@ -18,26 +19,6 @@ from vla.qwen import QwenBackbone
 
 Encode = Callable[[QwenBackbone], torch.Tensor]
 ABOUT = {"policy_id": "abc", "alpha": 0.5, "frames": 3}
-
-
-def spiked(backbone: QwenBackbone, size: float = 64.0) -> QwenBackbone:
-    """The same model with outliers: three channels into each product are `size` times the others, which it undoes."""
-    backbone = copy.deepcopy(backbone)
-    channels = [3, 11, 20]
-    with torch.no_grad():
-        for block in (*backbone.visual.blocks, *backbone.language.blocks):
-            for norm, product in ((block.norm1, block.qkv), (block.norm2, block.gate_up)):
-                norm.weight[channels] *= size
-                product.weight[:, channels] /= size
-            up = [block.down.in_features + channel for channel in channels]
-            block.gate_up.weight[up] *= size
-            if block.gate_up.bias is not None:
-                block.gate_up.bias[up] *= size
-            block.down.weight[:, channels] /= size
-        merger, width = backbone.visual.merger, len(backbone.visual.merger.norm.weight)
-        merger.norm.weight[channels] *= size
-        merger.up.weight.view(-1, 4, width)[:, :, channels] /= size
-    return backbone
 
 
 @pytest.fixture(scope="module")
