@@ -33,7 +33,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 BITSANDBYTES = ("int8-bnb", "int4-bnb")
 
 NOISE = 1.1  # two timings of the same thing may differ by this factor
-TRIAL_S, MOST_TRIALS = 0.5, 60  # of timing a block, beyond the least repetitions
+TRIAL_MS, MOST_TRIALS = 500.0, 60  # of timing a block, beyond the least repetitions
 
 
 @torch.no_grad()
@@ -118,7 +118,7 @@ def slower_than_bf16(
             run(*inputs)
             if repetition:  # the first one warms up
                 taken.append(_now(device) - began)
-        if repetition > 1 and sum(map(sum, times)) > TRIAL_S:
+        if repetition > 1 and sum(map(sum, times)) > TRIAL_MS:
             break
     ratio = min(times[1]) / min(times[0])  # the best of each: at start-up other processes disturb every timing
     return ratio if ratio > NOISE else None
