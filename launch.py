@@ -15,26 +15,14 @@ import typer
 
 from control.commands import DEFAULT_CONFIG, ROOT, ConfigOption, ParentOption, ReportOption, SetOption, load, process
 from control.commands import app as control_commands
-from vla.commands import adapted, bench, encoder_options
+from vla.bench_commands import bench
+from vla.commands import adapted, encoder_options
 from vla.commands import app as vla_commands
 
 if TYPE_CHECKING:
-    from control.captures import Captures
     from control.config import Config
 
 HORIZON = 8  # rows of a trained chunk
-RENDER_SEED = 2_000_000  # away from the scenes of training
-_PLAIN = (  # the encoder as it is before anything is made faster
-    "encoder.precision=fp32",
-    "encoder.smoothing=null",
-    "encoder.compile=eager",
-    "encoder.cuda_graph=false",
-    "encoder.reuse_views=[]",
-)
-FramesOption = Annotated[
-    Path | None,
-    typer.Option("--frames", metavar="FILE.npz", help="Captures of your robot.", show_default="rendered scenes"),
-]
 
 app = typer.Typer(
     name="saccade",
@@ -260,98 +248,6 @@ def evaluate(
         typer.echo(judging.describe(age_ms, row))
     figures = {"policy": head.policy_id, "wordings": wordings, "seed": seed, "success": success}
     write_report(report, figures | environment())
-
-
-@bench.command(name="frames")
-def bench_frames(
-    out: Annotated[Path, typer.Option(metavar="FILE.npz", help="Where the captures go.")],
-    count: Annotated[int, typer.Option(min=1, max=4096, help="How many captures.")] = 32,
-    every: Annotated[float, typer.Option(metavar="S", min=0.0, help="Seconds between two of a live run.")] = 0.5,
-    render: Annotated[
-        bool, typer.Option("--render", help="Scenes of the simulator instead of the run that goes on.")
-    ] = False,
-    config: ConfigOption = DEFAULT_CONFIG,
-    set_: SetOption = None,
-) -> None:
-    """Captures for `bench accuracy` and `bench calibrate`: what the cameras of the run that goes on see."""
-    from rich.console import Console
-
-    from control.captures import collect
-    from control.host import stop_on_signals
-    from control.report import check_writable
-
-    settings = load(config, set_)
-    check_writable(out)
-    if render:
-        seen = _render(settings, count)
-    else:
-        with Console(stderr=True).status("listening") as shown:
-            seen = collect(
-                settings.bus.build(),
-                count,
-                every,
-                stop_on_signals(),
-                lambda number: shown.update(f"{number} of {count}"),
-            )
-    seen.save(out)
-    typer.echo(f"{out}: {len(seen)} captures of {', '.join(seen.images)}")
-
-
-@bench.command(name="calibrate")
-def bench_calibrate(
-    out: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="For the config's encoder.smoothing.")],
-    frames: FramesOption = None,
-    count: Annotated[int, typer.Option(min=1, max=4096, help="Scenes to render where no --frames are given.")] = 32,
-    alpha: Annotated[
-        float, typer.Option(help="0: difficulty stays in the activations, 1: it goes to the weights.")
-    ] = 0.5,
-    config: ConfigOption = DEFAULT_CONFIG,
-    set_: SetOption = None,
-) -> None:
-    """Smoothing factors for int8 and fp8: moves outliers from the activations into the weights, exactly."""
-    from control.report import check_writable
-    from vla import smoothing
-    from vla.assemble import load_encoder
-
-    settings = load(config, [*(set_ or []), *_PLAIN])
-    check_writable(out)
-    captures = _captures(settings, frames, count)
-    folder = Path(settings.encoder.policy)
-    encoder = load_encoder(
-        folder, settings.encoder.device, 1, settings.encoder.random_weights, encoder_options(settings)
-    )
-
-    def look() -> None:
-        for index, text in enumerate(captures.instructions):
-            encoder.pooled(captures.frames(index), text)
-
-    factors = smoothing.calibrate(encoder.backbone, look, vision=True, alpha=alpha)
-    smoothing.save(out, factors, encoder.policy_id, alpha, len(captures))
-    typer.echo(f"{out}: {len(factors)} products smoothed over {len(captures)} captures; set encoder.smoothing to it")
-
-
-def _captures(settings: Config, file: Path | None, count: int) -> Captures:
-    """One's own captures, or scenes of the simulator."""
-    from control.captures import load_captures
-
-    return _render(settings, count) if file is None else load_captures(file)
-
-
-def _render(settings: Config, count: int) -> Captures:
-    """Scenes, poses and instructions of the simulator, drawn as for training but from seeds of their own."""
-    from control.captures import Captures
-    from sim.demonstrations import sample_batches
-    from vla.policy_spec import load_spec
-
-    if settings.robot.name != "tabletop":
-        raise typer.BadParameter(
-            f"only robot tabletop can be rendered, this one is '{settings.robot.name}': give --frames FILE.npz, which"
-            " `bench frames` writes beside a run"
-        )
-    cameras = adapted(settings, load_spec(Path(settings.encoder.policy))).cameras
-    batch = next(iter(sample_batches(RENDER_SEED, count, HORIZON, image_size=next(iter(cameras.values())))))
-    images = {name: batch.images[name] for name in cameras}
-    return Captures(images, batch.states.astype("float64"), tuple(batch.instructions))
 
 
 def _check_policy(settings: Config) -> list[str]:

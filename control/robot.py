@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from control.captures import Captures
 from control.messages import Instruction, RobotSpec
 
 
@@ -45,6 +46,15 @@ class Robot(Protocol):
 
     def close(self) -> None:
         """Release the device without dropping the arm. Safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """What a simulated robot adds when it can draw scenes as its policy meets them, without being driven there."""
+
+    def draw(self, seed: int, count: int) -> Captures:
+        """Scenes, states and instructions, the same for the same seed."""
         ...
 
 

@@ -9,7 +9,7 @@ Letters: N samples, H horizon. Refuses to know networks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,7 +130,7 @@ def sample_batches(
     horizon: int = 8,
     max_age_ms: float = 600.0,
     split: tasks.Split = "seen",
-    cameras: tuple[str, ...] = CAMERAS,
+    cameras: Mapping[str, tuple[int, int]] | tuple[str, ...] = CAMERAS,
     image_size: tuple[int, int] = (112, 112),
 ) -> Iterator[Batch]:
     """Batches without end, the same for the same arguments. Five views of 112x112 cost 5 ms a sample on one core."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from control.captures import Captures
 from control.clock import NS_PER_MS, NS_PER_S, Clock
 from control.messages import Instruction, RobotSpec
 from sim import kinematics, tasks
@@ -177,6 +178,14 @@ class TabletopRobot:
         if blocks is not None:
             self._set_blocks(blocks)
         self._mujoco.mj_forward(self._model, data)
+
+    def draw(self, seed: int, count: int) -> Captures:
+        """See `control.robot.Draws`: scenes and poses as in training, from this seed."""
+        from sim.demonstrations import sample_batches  # it drives this robot
+
+        cameras = self._spec.cameras
+        batch = next(sample_batches(seed, count, cameras=cameras))
+        return Captures(batch.images, batch.states.astype(np.float64), tuple(batch.instructions))
 
     def deepest_arm_contact(self) -> float:
         """How deep the arm overlaps anything right now, m; 0 where nothing touches. For choosing poses to render."""

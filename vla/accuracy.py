@@ -159,7 +159,7 @@ def compare(
         layers.append(_layers_apart(expected_layers, got_layers))
         if judged is not None:
             expected_chunk, chunk = (
-                judged.act(encoder._aggregate(pooled).cpu().numpy(), captures.states[index], FEATURE_AGE_MS)
+                judged.act(encoder.aggregated(pooled), captures.states[index], FEATURE_AGE_MS)
                 for encoder, pooled in ((reference, expected), (candidate, got))
             )
             actions.append(np.abs(chunk - expected_chunk))

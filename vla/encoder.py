@@ -85,7 +85,7 @@ class QwenEncoder:
         due = self._reuse.due(frames, instruction, tuple(self.cameras))
         pooled = self._encode(frames, instruction, due, watch) if due else None
         views, ages_ms = self._reuse.complete(frames, instruction, due, pooled, tuple(self.cameras))
-        values = self._aggregate(views).cpu().numpy()
+        values = self.aggregated(views)
         watch.lap("aggregate")
         encode_ms, stage_ms = watch.read()
         if not np.isfinite(values).all():
@@ -128,6 +128,10 @@ class QwenEncoder:
         with torch.inference_mode():
             watch = _Stopwatch(self.backbone.device)
             return self._encode(frames, Instruction(0, 0, 0, 0, text), names, watch).clone()
+
+    def aggregated(self, views: torch.Tensor) -> np.ndarray:
+        """(T, D) float32 feature tokens on the host, from the (V, Q, D) features of each camera."""
+        return self._aggregate(views).cpu().numpy()
 
     def _encode(
         self, frames: Frames, instruction: Instruction, names: tuple[str, ...], watch: _Stopwatch

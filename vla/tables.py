@@ -89,11 +89,11 @@ def text_rotary(
     """
     rope = text.rope_parameters
     frequency = _frequencies(text.hidden_size // text.num_attention_heads, float(rope["rope_theta"]))
-    axis = torch.repeat_interleave(torch.arange(3), torch.tensor(rope["mrope_section"]))
-    positions = position_ids.flatten(1).cpu().float()  # (3, V * L)
-    angles = positions[axis].transpose(0, 1) * frequency
+    axis = torch.tensor([axis for axis, width in enumerate(rope["mrope_section"]) for _ in range(width)], device=device)
+    positions = position_ids.flatten(1).to(device).float()  # (3, V * L)
+    angles = positions[axis].transpose(0, 1) * frequency.to(device)
     angles = torch.cat([angles, angles], dim=1)[:, None, :]
-    return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def _frequencies(width: int, theta: float) -> torch.Tensor:
