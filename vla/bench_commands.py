@@ -204,9 +204,12 @@ def bench_calibrate(
 
 
 def _load_encoder(settings: Config) -> QwenEncoder:
+    import torch
+
     from vla.assemble import load_encoder
 
     options = settings.encoder
+    torch.set_num_threads(options.threads)
     return load_encoder(Path(options.policy), options.device, 1, options.random_weights, encoder_options(settings))
 
 
