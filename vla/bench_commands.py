@@ -41,7 +41,7 @@ def bench_encode(
         typer.Option(help="Model size, with random weights.", show_default="3b on a GPU, mid on a CPU"),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cuda if there is a GPU")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.", show_default="all cores")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Five views of 224x224 alone, in under 3 minutes.")] = False,
     chart: Annotated[Path | None, typer.Option("--chart", metavar="FILE.png", help="Draw the bars.")] = None,
     report: ReportOption = None,
