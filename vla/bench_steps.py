@@ -58,6 +58,7 @@ class Step:
     reuse: bool = False  # of all views but one
     streams: bool = False  # a CUDA stream for each view
     image_side: int | None = None  # every image is resized to a square of this side
+    is_slow: bool = False  # to prepare: not with --quick
 
     @property
     def exact(self) -> bool:
@@ -88,6 +89,8 @@ class Step:
             return f"{'CUDA graphs need' if self.cuda_graph else 'streams need'} a CUDA GPU, the device is '{device}'"
         if self.reuse and scene.views == 1:
             return "one view: there is no other whose features could be kept"
+        if self.is_slow and quick:
+            return "left out by --quick: other shapes, another half minute of compiling"
         if self.compile_mode == "max-autotune" and (quick or device.type != "cuda"):
             return "it compiles for many minutes: measured on a GPU, and not with --quick"
         if self.image_side is not None and max(scene.height, scene.width) <= self.image_side:
@@ -97,10 +100,13 @@ class Step:
         return attention.obstacle(self.attention, device, precisions.activation_dtype(self.precision, device))
 
 
-def steps(device: torch.device, exact: Precision, quick: bool) -> list[Step]:
-    """All rows in the order of the table. `exact` is the precision of stock and engine alike: bf16, or fp32."""
+def steps(device: torch.device, exact: Precision) -> list[Step]:
+    """All rows in the order of the table. `exact` is the precision of stock and engine alike: bf16, or fp32.
+
+    A lever that is shown alone stands on the static module (`alone` in its name), or on the prefix kept and, on a GPU,
+    the CUDA graph, without which every way there costs the same launches. Only the full engine is compiled.
+    """
     cuda = device.type == "cuda"
-    fast: dict[str, Any] = {"compile_mode": "default", "cuda_graph": cuda}
     stock = [
         Step("stock, one sequence", exact, stock="concatenated"),
         Step("stock, view after view", exact, stock="sequential"),
@@ -110,35 +116,31 @@ def steps(device: torch.device, exact: Precision, quick: bool) -> list[Step]:
         stock.append(Step("stock, batch of views", "bf16" if exact == "fp32" else "fp32", stock="batch"))
     plain = Step("static module", exact, whole_rows=True)
     kept = Step("prefix kept", exact)
-    full = replace(kept, name="all exact levers", **fast)
-    short = replace(full, name="all levers but kept views", precision="int8", quantise_vision=True, half_depth=True)
+    base = replace(kept, cuda_graph=cuda)
+    full = replace(base, name="full engine", compile_mode="default")
+    all_levers = replace(full, precision="int8", quantise_vision=True, half_depth=True, reuse=True, is_slow=True)
     return [
         *stock,
         replace(plain, name="streams, one a view", streams=True),
         plain,
         kept,
-        replace(kept, name="attention varlen", attention="varlen"),
-        replace(kept, name="attention flash_attention_2", attention="flash_attention_2"),
         replace(kept, name="CUDA graph", cuda_graph=True),
-        *([replace(kept, name="compiled", compile_mode="default")] if cuda else []),  # on a CPU the same as the next
+        replace(base, name="attention varlen", attention="varlen"),
+        replace(base, name="attention flash_attention_2", attention="flash_attention_2"),
+        *([replace(kept, name="compiled", compile_mode="default")] if cuda else []),  # on a CPU the full engine is that
         full,
-        replace(full, name="compiled, max-autotune", compile_mode="max-autotune"),
-        replace(kept, name="early exit, half the layers", half_depth=True),
-        replace(kept, name="all views but one kept", reuse=True),
-        replace(kept, name="resized to 224x224", image_side=224),
+        replace(full, name="full engine, max-autotune", compile_mode="max-autotune"),
+        replace(base, name="all views but one kept", reuse=True),
+        replace(full, name="all exact levers", reuse=True, is_slow=True),
+        replace(base, name="early exit, half the layers", half_depth=True),
+        replace(base, name="resized to 224x224", image_side=224),
         replace(plain, name="INT8 language alone", precision="int8"),
         replace(plain, name="INT8 everything alone", precision="int8", quantise_vision=True),
-        replace(full, name="INT8 language", precision="int8"),
-        replace(full, name="INT8 everything", precision="int8", quantise_vision=True),
-        replace(full, name="FP8 language", precision="fp8"),
-        replace(full, name="FP8 everything", precision="fp8", quantise_vision=True),
+        replace(full, name="full engine, INT8 language", precision="int8"),
+        replace(full, name="full engine, INT8 everything", precision="int8", quantise_vision=True),
+        replace(full, name="full engine, FP8 language", precision="fp8"),
+        replace(full, name="full engine, FP8 everything", precision="fp8", quantise_vision=True),
         replace(kept, name="bitsandbytes INT8", precision="int8-bnb"),
         replace(kept, name="bitsandbytes INT4", precision="int4-bnb"),
-        short,
-        # Graphs of their own for one view: another half minute of compiling on two cores.
-        *(
-            []
-            if quick
-            else [replace(full, name="all levers", precision="int8", quantise_vision=True, half_depth=True, reuse=True)]
-        ),
+        replace(all_levers, name="all levers, with INT8, early exit"),
     ]

@@ -73,7 +73,7 @@ def test_every_row_has_every_promised_figure_or_a_reason(report: dict[str, Any])
 
 def test_rows_that_cannot_run_here_say_why(report: dict[str, Any]) -> None:
     assert row(report, "CUDA graph")["reason"] == "CUDA graphs need a CUDA GPU, the device is 'cpu'"
-    assert "float8 needs an NVIDIA GPU" in row(report, "FP8 language", "fp8")["reason"]
+    assert "float8 needs an NVIDIA GPU" in row(report, "full engine, FP8 language", "fp8")["reason"]
     assert row(report, "all views but one kept", views=1)["reason"].startswith("one view")
     assert row(report, "all views but one kept")["reason"] is None
     assert any(line.startswith("not run: CUDA graph: CUDA graphs need") for line in notes(report))
@@ -141,7 +141,7 @@ def test_quick_leaves_nothing_out_in_silence(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_large_geometries_are_quick_at_224_alone_and_in_16_bit() -> None:
-    names = [(step.name, step.precision) for step in steps(CPU, "bf16", True)]
+    names = [(step.name, step.precision) for step in steps(CPU, "bf16")]
     assert names[0] == ("stock, one sequence", "bf16")
     assert ("stock, batch of views", "fp32") in names and ("stock, batch of views", "bf16") in names
     assert len(names) == len(set(names))
@@ -149,7 +149,7 @@ def test_the_large_geometries_are_quick_at_224_alone_and_in_16_bit() -> None:
 
 def test_rows_have_what_the_issue_lists() -> None:
     for device in (CPU, torch.device("cuda")):
-        text = " ".join(step.name for step in steps(device, "bf16", False))
+        text = " ".join(step.name for step in steps(device, "bf16"))
         for word in (
             *("one sequence", "view after view", "batch of views", "streams", "static", "CUDA graph", "compiled"),
             *("224x224", "INT8 language", "INT8 everything", "FP8", "bitsandbytes INT8", "bitsandbytes INT4"),
