@@ -100,9 +100,7 @@ def bench_frames(
     out: Annotated[Path, typer.Option(metavar="FILE.npz", help="Where the captures go.")],
     count: Annotated[int, typer.Option(min=1, max=4096, help="How many captures.")] = 32,
     every: Annotated[float, typer.Option(metavar="S", min=0.0, help="Seconds between two of a live run.")] = 0.5,
-    draw: Annotated[
-        bool, typer.Option("--draw", help="Scenes of a simulator, not of the run.")
-    ] = False,
+    draw: Annotated[bool, typer.Option("--draw", help="Scenes of a simulator, not of the run.")] = False,
     config: ConfigOption = DEFAULT_CONFIG,
     set_: SetOption = None,
 ) -> None:
