@@ -120,6 +120,8 @@ class _Bench:
     def _refer(self, scenes: Sequence[Scene], known: set[str]) -> None:
         """Float32 features of the layouts that no row gives."""
         steps = [Step("reference", "fp32", stock=layout) for layout in ("concatenated", "batch") if layout not in known]
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
         try:
             for step in steps:
                 for scene in scenes:
@@ -127,6 +129,8 @@ class _Bench:
                     self.references[scene, step.reference] = features.float().cpu()
         except (DeviceFault, torch.OutOfMemoryError) as error:
             self._log(f"no cosines, since the float32 model does not fit: {error}")
+        finally:
+            torch.set_float32_matmul_precision(precision)
         if self._device.type == "cuda":
             self._models.release()
 
@@ -159,17 +163,17 @@ class _Bench:
             raise DeviceFault(f"left out: with it --quick would take over {QUICK_S:.0f} s, {began_s:.0f} are gone")
         prepared = cell.prepared = prepare(cell.step, cell.scene, self._models)
         cell.tokens, cell.work = prepared.tokens, prepared.work
-        memory = PeakMemory(self._device)
-        memory.start()  # a captured graph takes what it works in when it is captured
         seen: list[torch.Tensor] = []
         began_plain_s = self.passed_s()
         cell.census = take_census(lambda: seen.append(prepared.plain()))
         self._once_s += self.passed_s() - began_plain_s
-        if prepared.encode is not prepared.plain:
-            seen.append(prepared.encode())
         if self._device.type == "cuda":
+            memory = PeakMemory(self._device)
+            memory.start()  # before a graph is captured: it takes what it works in once and for all
+            prepared.encode()
             self._add_memory(cell, memory)
-            seen.append(prepared.encode())  # a second warm call: clocks and caches
+        if self._device.type == "cuda" or prepared.encode is not prepared.plain:
+            seen.append(prepared.encode())
         cell.features = seen[-1].float().cpu()
         if cell.step.stock and cell.step.precision == "fp32":
             self.references.setdefault((cell.scene, cell.step.reference), cell.features)

@@ -133,8 +133,14 @@ def prepare(step: Step, scene: Scene, models: Models) -> Prepared:
     return _stock(step, step.stock, scene, models) if step.stock else _ours(step, scene, models)
 
 
+def _frames(scene: Scene, device: torch.device) -> torch.Tensor:
+    """In the host's memory, pinned for a GPU."""
+    return scene.frames().pin_memory() if device.type == "cuda" else scene.frames()
+
+
 def _stock(step: Step, layout: Layout, scene: Scene, models: Models) -> Prepared:
-    model, size, frames = models.get(step.model), model_size(scene.height, scene.width), scene.frames()
+    model, size = models.get(step.model), model_size(scene.height, scene.width)
+    frames = _frames(scene, models.device)
     encoder = StockEncoder(model, build_tokenizer([INSTRUCTION]), INSTRUCTION, scene.cameras, size)
     lengths = encoder.lengths(layout)
     done = work(model.config, [size] * scene.views, [(length, length) for length in lengths], temporal=2)
@@ -146,7 +152,8 @@ def _stock(step: Step, layout: Layout, scene: Scene, models: Models) -> Prepared
 
 
 def _ours(step: Step, scene: Scene, models: Models) -> Prepared:
-    backbone, frames, device = models.get(step.model), scene.frames(), models.device
+    backbone, device = models.get(step.model), models.device
+    frames = _frames(scene, device)
     side = step.image_side
     size = (side, side) if side else model_size(scene.height, scene.width)
     seen = scene.cameras[:1] if step.reuse else scene.cameras
@@ -161,7 +168,7 @@ def _ours(step: Step, scene: Scene, models: Models) -> Prepared:
 
     def with_prefix(engine: Engine, frames: torch.Tensor, prompt: Any) -> torch.Tensor:
         prefix, _ = engine.prefix(prompt)
-        return engine.pooled(engine.vision([[frames.to(device)]], prompt), prompt, prefix).squeeze(1)
+        return engine.pooled(engine.vision([[frames.to(device, non_blocking=True)]], prompt), prompt, prefix).squeeze(1)
 
     kept = with_prefix(plain_engine, frames, others)[len(seen) :].clone() if step.reuse else None
 
@@ -170,7 +177,7 @@ def _ours(step: Step, scene: Scene, models: Models) -> Prepared:
         return new if kept is None else torch.cat([new, kept])
 
     def whole(frames: torch.Tensor, prompt: Any) -> torch.Tensor:
-        hidden = backbone([patches(resize(frames.to(device), *size))], prompt)
+        hidden = backbone([patches(resize(frames.to(device, non_blocking=True), *size))], prompt)
         return pool(backbone.image_hidden(hidden, prompt)[0].float()).squeeze(1)
 
     text, image = prompt.text_tokens, prompt.groups[0].image_index.numel() // len(seen)

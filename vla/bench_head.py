@@ -45,25 +45,24 @@ def measure_head(folder: Path, random_weights: bool = False, calls: int = 2000) 
         "timing": "one call of act, numpy to numpy, warm, garbage collection off as in the controller",
         "rows": [
             _row(f"policy '{spec.name}'", configured, (spec.tokens, spec.width), calls),
-            _row("3B sizes, random weights", generic, generic.feature_shape, calls),
+            _row("3B sizes, random", generic, generic.feature_shape, calls),
         ],
     }
 
 
 def head_table(report: dict[str, Any]) -> Table:
     """The report as a person reads it."""
-    grid = Table(title="one action chunk from the head", title_justify="left", show_edge=False, pad_edge=False)
-    for heading in ("head", "kind", "features", "chunk", "parameters", "p50 ms", "p95 ms", "max ms", "calls"):
-        grid.add_column(heading, justify="left" if heading in ("head", "kind") else "right", no_wrap=True)
+    title = f"one action chunk, {report['rows'][0]['calls']} calls, CPU threads: {report['threads']}"
+    grid = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for heading in ("head", "features", "chunk", "parameters", "p50 ms", "p95 ms", "max ms"):
+        grid.add_column(heading, justify="left" if heading == "head" else "right", no_wrap=heading != "head")
     for row in report["rows"]:
         grid.add_row(
             escape(row["head"]),
-            row["kind"],
             f"{row['tokens']} x {row['width']}",
             f"{row['chunk']} x {row['actions']}",
             f"{row['parameters']:,}",
             *(f"{row[key]:.3f}" for key in ("p50_ms", "p95_ms", "max_ms")),
-            str(row["calls"]),
         )
     return grid
 

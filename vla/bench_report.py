@@ -118,6 +118,8 @@ def notes(report: dict[str, Any]) -> list[str]:
         f"floor: products over the peak measured here ({peaks} TFLOP/s), weights over"
         f" {report['bandwidth_gb_per_s']:.0f} GB/s; memory: weights and what an encode adds at its peak",
     ]
+    if all(row["peak_memory_mb"] is None for row in report["rows"]):
+        lines.append("memory: not measured, this system does not let a process reset its peak")
     reasons: dict[str, list[str]] = {}
     for row in report["rows"]:
         if row["reason"]:
@@ -229,7 +231,8 @@ def _by(sizes: list[int]) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Three digits and no more, without an exponent."""
+    """Three digits, or four places of what is small."""
     if value is None:
         return ""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 0.1 else 4
+    return f"{value:.{digits}f}"

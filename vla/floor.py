@@ -144,7 +144,7 @@ def _square_product(precision: str, side: int, device: torch.device) -> Callable
         c, d = (torch.randn(side, side, device=device).to(torch.float8_e4m3fn) for _ in range(2))
         rows, columns = torch.ones(side, 1, device=device), torch.ones(1, side, device=device)
         return lambda: torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
-            c, d.t(), scale_a=rows, scale_b=columns, out_dtype=torch.bfloat16
+            c, d.t(), scale_a=rows, scale_b=columns, out_dtype=torch.bfloat16, use_fast_accum=True
         )
     raise ValueError(f"unknown precision '{precision}', known: {', '.join(WEIGHT_BYTES)}")
 

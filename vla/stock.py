@@ -30,7 +30,7 @@ _ROTARY_ONLY = {"vision_config": {"depth": 1}, "text_config": {"num_hidden_layer
 class StockBatch:
     """One stock forward: all it takes besides the pixels, and where its images lie."""
 
-    views: tuple[int, ...]
+    views: tuple[int, ...]  # neighbours
     token_ids: torch.Tensor  # (R, L)
     is_real: torch.Tensor  # (R, L) int64, the attention mask
     is_image: torch.Tensor  # (R, L) int32, what transformers calls mm_token_type_ids
@@ -112,11 +112,13 @@ class StockEncoder:
 
     def encode(self, images: torch.Tensor, layout: str) -> torch.Tensor:
         """(V, D) float32 features of (V, H, W, 3) uint8 frames, in one of `layouts`."""
-        return torch.cat([self.forward(images[list(batch.views)], batch) for batch in self.layouts[layout]])
+        return torch.cat(
+            [self.forward(images[batch.views[0] : batch.views[-1] + 1], batch) for batch in self.layouts[layout]]
+        )
 
     def forward(self, images: torch.Tensor, batch: StockBatch) -> torch.Tensor:
         """(V, D) float32 features of the (V, H, W, 3) uint8 frames of one stock forward."""
-        pixels = published_patches(patches(resize(images.to(self._device), *self.size)))
+        pixels = published_patches(patches(resize(images.to(self._device, non_blocking=True), *self.size)))
         hidden = self.model(
             input_ids=batch.token_ids,
             attention_mask=batch.is_real,
