@@ -102,7 +102,8 @@ def test_flops_in_closed_form_are_those_that_torch_counts(geometry: str, layout:
         stock.encode(images, layout)
     longest = max(stock.lengths(layout))  # padding is computed, too
     sequences = [(longest, longest)] * len(stock.lengths(layout))
-    assert work(model.config, [size] * 2, sequences, temporal=2).flop == counter.get_total_flops()
+    counted = counter.get_total_flops()  # with some releases of transformers rotary angles, too, are a product
+    assert work(model.config, [size] * 2, sequences, temporal=2).flop == pytest.approx(counted, rel=1e-3)
 
 
 def _sdpa_flop(query, key, value, *_, out_shape=None, **__) -> int:
