@@ -28,7 +28,7 @@ from vla.memory import GB, free_bytes, needed_bytes
 from vla.pooling import ViewPooling
 from vla.precision import Precision
 from vla.preprocess import patches, resize
-from vla.prompt import Prompter
+from vla.prompt import Prompter, stack
 from vla.published import to_published
 from vla.qwen import QwenBackbone
 from vla.sizes import model_size
@@ -160,6 +160,8 @@ def _ours(step: Step, scene: Scene, models: Models) -> Prepared:
     pool = ViewPooling("mean", backbone.width)
     prompter = Prompter(build_tokenizer([INSTRUCTION]))
     prompt = prompter.prompt(INSTRUCTION, dict.fromkeys(seen, size)).to(device)
+    if step.whole_rows:  # no longer than they need to be, as the stock batch has them
+        prompt = stack([prompter.row(INSTRUCTION, camera, size) for camera in seen]).to(device)
     others = prompter.prompt(INSTRUCTION, dict.fromkeys(scene.cameras, size)).to(device)
     backbone.tables(size)  # once a size, and not in the census
     plain_engine = engine = Engine(backbone, pool)

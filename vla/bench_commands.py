@@ -42,6 +42,16 @@ def bench_encode(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="cuda if there is a GPU")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")] = None,
+    views: Annotated[
+        list[int] | None, typer.Option(min=1, max=5, help="Numbers of views.", show_default="5, 3 and 1")
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option("--size", metavar="WxH", help="Camera sizes.", show_default="640x360 and 224x224"),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="WORD", help="Rows with this in their name, beside the first.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Five views of 224x224 alone, in under 3 minutes.")] = False,
     chart: Annotated[Path | None, typer.Option("--chart", metavar="FILE.png", help="Draw the bars.")] = None,
     report: ReportOption = None,
@@ -55,7 +65,7 @@ def bench_encode(
     from control.environment import environment
     from control.report import check_writable, write_report
     from vla.assemble import find_device
-    from vla.bench import measure_encode
+    from vla.bench import VIEWS, measure_encode
     from vla.bench_report import check_chart, draw, notes, tables
 
     check_writable(report)
@@ -66,12 +76,18 @@ def bench_encode(
     if not console.is_terminal:
         console = Console(width=WIDTH)
     figures = measure_encode(
-        geometry or ("3b" if place.type == "cuda" else "mid"), place, quick=quick, log=lambda line: console.print(line)
+        geometry or ("3b" if place.type == "cuda" else "mid"),
+        place,
+        quick=quick,
+        views=views or VIEWS,
+        sizes=[_size(text) for text in size] if size else None,
+        only=tuple(only or ()),
+        log=lambda line: console.print(line, markup=False, highlight=False),
     )
     for table in tables(figures):
         console.print(table)
     for line in notes(figures):
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     if chart:
         draw(figures, chart)
     write_report(report, figures | environment())
@@ -199,6 +215,14 @@ def bench_calibrate(
     factors = smoothing.calibrate(encoder.backbone, look, vision=True, alpha=alpha)
     smoothing.save(out, factors, encoder.policy_id, alpha, len(captures))
     typer.echo(f"{out}: {len(factors)} products smoothed over {len(captures)} captures; set encoder.smoothing to it")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """(height, width) of `640x360`."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and 28 <= min(int(width), int(height)) <= 4096):
+        raise typer.BadParameter(f"--size takes WIDTHxHEIGHT in pixels like 640x360, from 28 to 4096, got '{text}'")
+    return int(height), int(width)
 
 
 def _load_encoder(settings: Config) -> QwenEncoder:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -41,6 +41,9 @@ class Engine:
         self.backbone = backbone.freeze()
         self.pool = pool.eval()
         self.captures = 0
+        if compile_mode != "eager":  # torch allows 8 shapes of one function, and then refuses
+            limits: Any = torch._dynamo.config
+            limits.recompile_limit = max(limits.recompile_limit, 2 * REMEMBERED_GRAPHS)
         self._compile_mode, self._cuda_graph = compile_mode, cuda_graph
         self._graphs: OrderedDict[tuple, Function] = OrderedDict()
         self._prefixes: OrderedDict[Prompt, Prefix] = OrderedDict()
