@@ -76,16 +76,21 @@ class PatchEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width, CHANNELS, TEMPORAL, PATCH, PATCH))
-        self._folded: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.folded_weight: torch.Tensor | None
+        self.folded_bias: torch.Tensor | None
+        self.register_buffer("folded_weight", None, persistent=False)  # buffers, so that a cast takes them along
+        self.register_buffer("folded_bias", None, persistent=False)
 
     def freeze(self) -> None:
         """Folds once and for all; the weight must not change afterwards."""
         self.weight.requires_grad_(False)
-        self._folded = self._fold()
+        self.folded_weight, self.folded_bias = self._fold()
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """(..., 588) uint8 -> (..., width)."""
-        weight, bias = self._folded or self._fold()
+        weight, bias = self.folded_weight, self.folded_bias
+        if weight is None:
+            weight, bias = self._fold()
         return F.linear((patches.float() - PIXEL_CENTRE).to(weight.dtype), weight, bias)
 
     def _fold(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -297,7 +302,10 @@ def kernel_width(inner: int) -> int:
 
 def _swiglu(states: torch.Tensor) -> torch.Tensor:
     gate, up = states.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    active = F.silu(gate)
+    return (
+        active * up if torch.is_grad_enabled() else active.mul_(up)
+    )  # in place: new memory costs more than the product
 
 
 def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

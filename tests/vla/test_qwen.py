@@ -150,6 +150,8 @@ def test_the_first_layer_is_folded_once_it_is_frozen_and_anew_while_it_learns(pr
         backbone.freeze()
         assert torch.equal(backbone.vision(images, (56, 56)), changed)
         assert not backbone.visual.patch.weight.requires_grad
+        backbone.bfloat16()
+        assert cosine_similarity(backbone.vision(images, (56, 56)).float().flatten(), changed.flatten(), dim=0) > 0.999
 
 
 def test_windows_of_one_size_share_one_attention_call() -> None:
