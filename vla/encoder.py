@@ -155,7 +155,7 @@ class QwenEncoder:
         prompt = self._prompts.get((text, names))
         if prompt is None:
             sizes = {name: self._sizes[name] for name in names}
-            prompt = self._prompter.prompt(text, sizes).to(self.backbone.device)
+            prompt = self._prompter.prompt(text, sizes, self._engine.row_multiple).to(self.backbone.device)
             self._prompts[text, names] = prompt
             if len(self._prompts) > REMEMBERED_PROMPTS:
                 self._prompts.popitem(last=False)

@@ -19,13 +19,14 @@ import torch
 from torch import nn
 
 from vla.preprocess import patches, resize
-from vla.prompt import Prompt
+from vla.prompt import ROW_MULTIPLE, Prompt
 from vla.qwen import Prefix, QwenBackbone
 
 CompileMode = Literal["eager", "default", "max-autotune"]
 Tensors = tuple[torch.Tensor, ...]
 Function = Callable[..., Tensors]
 REMEMBERED_PREFIXES = 8
+GRAPH_ROW_MULTIPLE = 128  # 64 image tokens leave 64 for the text: a longer instruction than people say
 REMEMBERED_GRAPHS = 32  # of vision and of language each
 _WARM_UPS = 3  # before a capture, on a stream of their own, as CUDA graphs ask
 
@@ -47,6 +48,14 @@ class Engine:
         self._compile_mode, self._cuda_graph = compile_mode, cuda_graph
         self._graphs: OrderedDict[tuple, Function] = OrderedDict()
         self._prefixes: OrderedDict[Prompt, Prefix] = OrderedDict()
+
+    @property
+    def row_multiple(self) -> int:
+        """To what rows are padded: far enough on a GPU that hardly any instruction needs a graph of its own.
+
+        Padding costs attention alone, which is next to nothing there; on a CPU it is not.
+        """
+        return GRAPH_ROW_MULTIPLE if self.backbone.device.type == "cuda" else ROW_MULTIPLE
 
     def prefix(self, prompt: Prompt) -> tuple[Prefix, bool]:
         """Keys and values of this prompt's text, and whether they had to be computed."""

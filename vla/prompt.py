@@ -25,7 +25,7 @@ from vla.errors import FileFault, PromptError
 from vla.sizes import MERGE, patch_grid
 
 TURN_START, VISION_START, IMAGE_PAD = "<|im_start|>", "<|vision_start|>", "<|image_pad|>"
-ROW_MULTIPLE = 32  # instructions of about the same length give rows of one length, and so share one captured graph
+ROW_MULTIPLE = 32  # instructions of about the same length give rows of one length, and so share one graph
 MAX_TEXT_TOKENS = 4096  # any 1000 characters, even at four bytes and one token a byte, and the words around them
 
 
@@ -124,9 +124,12 @@ class Prompter:
         ids = [self._turn_start, *text, self._vision_start, *[self.image_token_id] * (down * across)]
         return Row(np.array(ids, dtype=np.int64), size, down, across)
 
-    def prompt(self, instruction: str, cameras: dict[str, tuple[int, int]]) -> Prompt:
-        """The prompt of one capture: one row for each camera (name -> image size), in their order."""
-        return stack([self.row(instruction, camera, size) for camera, size in cameras.items()], ROW_MULTIPLE)
+    def prompt(self, instruction: str, cameras: dict[str, tuple[int, int]], multiple: int = ROW_MULTIPLE) -> Prompt:
+        """The prompt of one capture: one row for each camera (name -> image size), in their order.
+
+        Rows are padded to a `multiple` of tokens.
+        """
+        return stack([self.row(instruction, camera, size) for camera, size in cameras.items()], multiple)
 
     def _encode(self, text: str) -> list[int]:
         ids = self._tokenizer.encode(text, add_special_tokens=False)

@@ -30,6 +30,14 @@ def test_image_positions_hold_time_still_and_count_rows_and_columns(prompter: Pr
     ]
 
 
+@pytest.mark.parametrize("multiple", [32, 128])
+def test_rows_are_padded_to_a_multiple_and_their_text_counted(prompter: Prompter, multiple: int) -> None:
+    names = ("a", "a longer name")
+    prompt = prompter.prompt("go", dict.fromkeys(names, (56, 56)), multiple)
+    assert prompt.text_tokens == tuple(prompter.row("go", name, (56, 56)).image_start for name in names)
+    assert prompt.token_ids.shape == (2, multiple)
+
+
 def test_views_of_one_size_form_one_group_in_their_order(prompter: Prompter) -> None:
     prompt = prompter.prompt("go", {"a": (56, 56), "long camera name": (28, 28), "c": (56, 56)})
     assert [(group.size, group.rows) for group in prompt.groups] == [((56, 56), (0, 2)), ((28, 28), (1,))]
