@@ -16,7 +16,7 @@ import typer
 from control.commands import DEFAULT_CONFIG, ROOT, ConfigOption, ParentOption, ReportOption, SetOption, load, process
 from control.commands import app as control_commands
 from vla.bench_commands import bench
-from vla.commands import adapted, encoder_options
+from vla.commands import adapted, check_encoder, encoder_options
 from vla.commands import app as vla_commands
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ HORIZON = 8  # rows of a trained chunk
 app = typer.Typer(
     name="saccade",
     help="Run vision-language-action policies on robots: a slow encoder looks, a 10 Hz loop never waits for it.",
-    epilog="Exit codes: 0 done, 1 not possible now, 2 wrong usage or config, 3 ended in STOP, 4 a process died.",
+    epilog="Exit codes: 0 done, 1 not possible now or a limit not held, 2 wrong usage or config, 3 ended in STOP,"
+    " 4 a process died.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -118,7 +119,9 @@ def run(
     )
     code = supervisor.run(stopped, duration)
     used = settings.model_dump(mode="json")
-    used["encoder"]["policy"] = os.path.relpath(settings.encoder.policy, ROOT)
+    for key in ("policy", "smoothing"):  # no path of this machine stands in a report
+        if used["encoder"][key] is not None:
+            used["encoder"][key] = os.path.relpath(used["encoder"][key], ROOT)
     result = supervisor.result() | {"config": used, **where}
     console.summary(result)
     write_report(report, result)
@@ -261,8 +264,9 @@ def _check_policy(settings: Config) -> list[str]:
     folder = Path(settings.encoder.policy)
     spec = adapted(settings, verify(folder, settings.encoder.random_weights))
     policy_id = identify(folder, settings.encoder.random_weights)
+    check_encoder(settings, spec)
     lines = [f"policy {policy_id} ({spec.name}): cameras {', '.join(spec.cameras)}"]
-    if 0 < spec.feature_age_ms[1] < settings.freshness.hold_after_ms:
+    if 0 < round(spec.feature_age_ms[1]) < settings.freshness.hold_after_ms:
         lines.append(
             f"note: RUN is allowed up to {settings.freshness.hold_after_ms:g} ms of feature age,"
             f" the policy was trained up to {spec.feature_age_ms[1]:.0f} ms"

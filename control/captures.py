@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from control.address import BusAddress
 from control.bus import Latest
 from control.clock import NS_PER_S
-from control.errors import ConfigError
+from control.errors import ConfigError, NotRunning
 from control.messages import Frames
 
 MAX_CAPTURES = 4096
@@ -59,7 +60,7 @@ def load_captures(file: Path) -> Captures:
         states, instructions = arrays[_STATES], arrays[_INSTRUCTIONS]
     except FileNotFoundError:
         raise ConfigError(f"captures {file} do not exist; `launch.py bench frames` writes them") from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"captures {file} cannot be read: {error}; `launch.py bench frames` writes them") from None
     count = len(instructions) if instructions.ndim == 1 and instructions.dtype.kind == "U" else 0
     wrong = [
@@ -91,7 +92,7 @@ def collect(
 ) -> Captures:
     """Listens to a running robot and its controller until there are `count` captures, `every_s` apart.
 
-    Raises ConfigError when no capture, state or instruction comes for 10 s.
+    Raises NotRunning when no capture, state or instruction comes for 10 s.
     """
     inboxes = {topic: Latest(bus, topic) for topic in ("frames", "state", "instruction")}
     newest: dict[str, Any] = {}
@@ -106,7 +107,7 @@ def collect(
             if frames is None or state is None or instruction is None or (seen and frames is seen[-1][0]):
                 if now_ns - heard_ns > 10 * NS_PER_S:
                     missing = [topic for topic, noun in newest.items() if noun is None] or ["new frames"]
-                    raise ConfigError(f"no {', '.join(missing)} for 10 s: start a run and give it an instruction first")
+                    raise NotRunning(f"no {', '.join(missing)} for 10 s: start a run and give it an instruction first")
                 continue
             heard_ns = now_ns
             if now_ns >= due_ns:
@@ -117,7 +118,7 @@ def collect(
         for inbox in inboxes.values():
             inbox.close()
     if not seen:
-        raise ConfigError("stopped before the first capture")
+        raise NotRunning("stopped before the first capture")
     cameras = seen[0][0].images
     return Captures(
         {name: np.stack([frames.images[name] for frames, _, _ in seen]) for name in cameras},

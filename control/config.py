@@ -82,7 +82,7 @@ class EncoderConfig(_Section):
     reuse_views: list[str] = []  # cameras that stand still: used again while their image does not change
     reuse_max_age_ms: Ms = 200.0
     reuse_threshold: Annotated[float, Field(ge=0, le=255)] = 2.0  # grey levels, in any 28 x 28 pixels
-    cameras: list[str] | None = None
+    cameras: Annotated[list[str], Field(min_length=1)] | None = None
     image_size: list[Annotated[int, Field(ge=28, le=4096, multiple_of=28)]] | None = None  # [height, width]
     language_layers: Annotated[int, Field(ge=1, le=128)] | None = None
     accuracy: AccuracyConfig = AccuracyConfig()
@@ -97,6 +97,9 @@ class EncoderConfig(_Section):
             raise ValueError("encoder.cuda_graph needs device cuda, got cpu")
         if self.image_size is not None and len(self.image_size) != 2:
             raise ValueError(f"encoder.image_size is [height, width], got {self.image_size}")
+        for key, names in (("cameras", self.cameras or []), ("reuse_views", self.reuse_views)):
+            if len(set(names)) != len(names):
+                raise ValueError(f"encoder.{key} names a camera twice: {names}")
         if self.smoothing and self.precision not in ("int8", "fp8"):
             raise ValueError(f"encoder.smoothing is for precision int8 or fp8, got {self.precision}")
         return self

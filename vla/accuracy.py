@@ -22,7 +22,7 @@ from rich.text import Text
 from control.captures import Captures
 from control.head import ActionHead
 from vla.encoder import QwenEncoder
-from vla.errors import NonFiniteFeatures
+from vla.errors import CaptureFault, NonFiniteFeatures
 from vla.head import HoldHead
 from vla.qwen import QwenBackbone
 
@@ -146,6 +146,11 @@ def compare(
             f"both encoders must be of one policy, got '{reference.policy_id}' and '{candidate.policy_id}'"
         )
     judged = None if isinstance(head, HoldHead) else head
+    if judged is not None and captures.states.shape[1] != len(judged.state_names):
+        raise CaptureFault(
+            f"the captures hold {captures.states.shape[1]} state values, the policy's head expects"
+            f" {len(judged.state_names)} ({', '.join(judged.state_names)}): captures of another robot"
+        )
     views, layers, actions = [], [], []
     for index in range(len(captures)):
         frames, text = captures.frames(index), captures.instructions[index]

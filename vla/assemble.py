@@ -86,8 +86,17 @@ def _load(
     if problem := precision.obstacle(options.precision, place):
         raise DeviceFault(problem)
     dtype = precision.activation_dtype(options.precision, place)
+    # TF32 on a GPU for the little that stays in float32, unless float32 is what was asked for
+    torch.set_float32_matmul_precision("highest" if options.precision == "fp32" else "high")
     if problem := attention.obstacle(options.attention, place, dtype):
         raise DeviceFault(problem)
+    if options.compile_mode != "eager" and (problem := _compiler_obstacle(place)):
+        raise DeviceFault(problem)
+    if options.quantise_vision and options.precision in precision.BITSANDBYTES:
+        raise DeviceFault(
+            f"encoder.quantise_vision: with precision {options.precision} the vision tower stays in 16 bit, since it"
+            " would overflow its float16; set it to false"
+        )
     if unknown := sorted(set(options.reuse_views) - set(spec.cameras)):
         raise DeviceFault(f"encoder.reuse_views names {unknown}, the policy's cameras are {list(spec.cameras)}")
     policy_id = identify(folder, random_weights)
@@ -95,7 +104,7 @@ def _load(
     pool, aggregate = view_pooling(spec), view_aggregation(spec)
     files = None if random_weights else backbone_folder(folder, spec) or weights.resolve(spec.backbone)
     config = geometry_config(spec.geometry) if files is None else weights.describe(files)
-    check_fits(config, options.precision, options.quantise_vision, place)
+    check_fits(weights.shortened(config, spec.language_layers), options.precision, options.quantise_vision, place)
     factors = None
     if options.smoothing is not None:
         factors = smoothing.load(options.smoothing, policy_id, config, options.quantise_vision, spec.language_layers)
@@ -145,6 +154,16 @@ def _load(
     return QwenEncoder(spec, engine, prompter, aggregate, policy_id, encoder_epoch, reuse)
 
 
+def _compiler_obstacle(device: torch.device) -> str:
+    """Why torch.compile cannot work here, found by compiling next to nothing; empty when it can."""
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
+    except Exception as error:  # torch's own kinds, and whatever a compiler's absence meets first
+        first = str(error).strip().splitlines()[0]
+        return f"encoder.compile needs a working compiler (g++ on a CPU, triton on a GPU): {first}; use 'eager'"
+    return ""
+
+
 def find_device(name: str) -> torch.device:
     """The device of this name. Raises DeviceFault where it is not there."""
     try:
@@ -161,7 +180,8 @@ def find_device(name: str) -> torch.device:
                 f"device '{name}' was asked for, but there are {torch.cuda.device_count()} CUDA GPUs, the first is"
                 " 'cuda:0': use one of them, or look at CUDA_VISIBLE_DEVICES"
             )
-        torch.set_float32_matmul_precision("high")  # TF32 for the little that stays in float32
+        if device.index is not None:
+            torch.cuda.set_device(device)  # streams and captures belong to the current device
     elif device.type != "cpu":
         raise DeviceFault(f"device '{name}' is not supported: use 'cpu', 'cuda' or 'cuda:N'")
     return device

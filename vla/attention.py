@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from vla.tables import Runs
 
 Backend = Literal["sdpa", "varlen", "flash_attention_2"]
-BACKENDS: tuple[Backend, ...] = ("sdpa", "varlen", "flash_attention_2")
 # (T, H, E) query, key and value of sequences laid one after another, where each ends, the longest, causal or not, scale
 Packed = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, bool, float], torch.Tensor]
 

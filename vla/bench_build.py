@@ -189,7 +189,8 @@ def _ours(step: Step, scene: Scene, models: Models) -> Prepared:
     tokens = sum(queries for queries, _ in lengths)
     if step.streams:
         alone = [prompter.prompt(INSTRUCTION, {camera: size}).to(device) for camera in seen]
-        return Prepared(_streams(whole, frames, alone, device), lambda: whole(frames, prompt), backbone, tokens, done)
+        run = _streams(whole, frames, alone, device)
+        return Prepared(run, run, backbone, tokens, done)
     if step.whole_rows:
         plain = encode = lambda: whole(frames, prompt)
     else:

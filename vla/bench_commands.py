@@ -26,7 +26,7 @@ bench = typer.Typer(
 WIDTH = 170  # of tables that go to a file
 DRAWN_SEED = 2_000_000  # away from the scenes of training
 _VISIBLE = ("encoder.compile=eager", "encoder.cuda_graph=false", "encoder.reuse_views=[]")  # every layer can be seen
-_PLAIN = (*_VISIBLE, "encoder.smoothing=null", "encoder.precision=fp32")
+_PLAIN = (*_VISIBLE, "encoder.smoothing=null", "encoder.quantise_vision=false", "encoder.attention=sdpa")
 FramesOption = Annotated[
     Path | None,
     typer.Option("--frames", metavar="FILE.npz", help="Captures of your robot.", show_default="scenes it draws"),
@@ -68,6 +68,8 @@ def bench_encode(
     from vla.bench import VIEWS, measure_encode
     from vla.bench_report import check_chart, draw, notes, tables
 
+    if quick and (views or size):
+        raise typer.BadParameter("--quick has views and a size of its own: leave out --views and --size")
     check_writable(report)
     check_chart(chart)
     place = find_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -79,9 +81,9 @@ def bench_encode(
         geometry or ("3b" if place.type == "cuda" else "mid"),
         place,
         quick=quick,
-        views=views or VIEWS,
-        sizes=[_size(text) for text in size] if size else None,
-        only=tuple(only or ()),
+        views=tuple(dict.fromkeys(views or VIEWS)),
+        sizes=list(dict.fromkeys(map(_size, size))) if size else None,
+        only=tuple(word.lower() for word in only or ()),
         log=lambda line: console.print(line, markup=False, highlight=False),
     )
     for table in tables(figures):
@@ -193,9 +195,7 @@ def bench_calibrate(
     out: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="For the config's encoder.smoothing.")],
     frames: FramesOption = None,
     count: CountOption = 32,
-    alpha: Annotated[
-        float, typer.Option(help="0: difficulty stays in the activations, 1: it goes to the weights.")
-    ] = 0.5,
+    alpha: Annotated[float, typer.Option(help="Towards 0 outliers stay in activations, towards 1 in weights.")] = 0.5,
     config: ConfigOption = DEFAULT_CONFIG,
     set_: SetOption = None,
 ) -> None:
@@ -203,7 +203,11 @@ def bench_calibrate(
     from control.report import check_writable
     from vla import smoothing
 
-    settings = load(config, [*(set_ or []), *_PLAIN])
+    if not 0 < alpha < 1:
+        raise typer.BadParameter(f"--alpha lies between 0 and 1, got {alpha:g}: 0.5 suits most models")
+    device = load(config, set_).encoder.device
+    plain = "fp32" if device == "cpu" else "bf16"  # what a GPU that runs int8 has room for
+    settings = load(config, [*(set_ or []), *_PLAIN, f"encoder.precision={plain}"])
     check_writable(out)
     captures = _captures(settings, frames, count)
     encoder = _load_encoder(settings)
@@ -214,13 +218,15 @@ def bench_calibrate(
 
     factors = smoothing.calibrate(encoder.backbone, look, vision=True, alpha=alpha)
     smoothing.save(out, factors, encoder.policy_id, alpha, len(captures))
-    typer.echo(f"{out}: {len(factors)} products smoothed over {len(captures)} captures; set encoder.smoothing to it")
+    typer.echo(
+        f"{len(factors)} products smoothed over {len(captures)} captures: set encoder.smoothing to {out.resolve()}"
+    )
 
 
 def _size(text: str) -> tuple[int, int]:
     """(height, width) of `640x360`."""
     width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and 28 <= min(int(width), int(height)) <= 4096):
+    if not (width.isdecimal() and height.isdecimal() and all(28 <= int(side) <= 4096 for side in (width, height))):
         raise typer.BadParameter(f"--size takes WIDTHxHEIGHT in pixels like 640x360, from 28 to 4096, got '{text}'")
     return int(height), int(width)
 
@@ -239,12 +245,13 @@ def _captures(settings: Config, file: Path | None, count: int) -> Captures:
     """One's own captures, or scenes that a simulated robot draws."""
     from control.captures import load_captures
     from control.clock import MonotonicClock
-    from control.discovery import make_robot
+    from control.discovery import REMOTE, make_robot
     from control.robot import Draws
 
     if file is not None:
         return load_captures(file)
-    robot = make_robot(settings.robot.name, MonotonicClock(), settings.robot.options)
+    name, options = settings.robot.name, settings.robot.options
+    robot = None if name == REMOTE else make_robot(name, MonotonicClock(), options)
     if not isinstance(robot, Draws):
         raise typer.BadParameter(
             f"robot '{settings.robot.name}' cannot draw scenes: give --frames FILE.npz, which `bench frames` writes"
@@ -255,9 +262,10 @@ def _captures(settings: Config, file: Path | None, count: int) -> Captures:
 
 def _described(settings: Config) -> str:
     options = settings.encoder
+    quantised = options.precision in ("int8", "fp8")
     parts = [
         options.precision,
-        "vision tower too" if options.quantise_vision else "",
+        "vision tower too" if options.quantise_vision and quantised else "",
         "smoothed" if options.smoothing else "",
     ]
     return ", ".join(part for part in parts if part)

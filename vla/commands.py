@@ -49,6 +49,20 @@ def adapted(settings: Config, spec: PolicySpec) -> PolicySpec:
     return spec.adapted(cameras, options.model_image_size, options.language_layers, trained=not options.random_weights)
 
 
+def check_encoder(settings: Config, spec: PolicySpec) -> None:
+    """What can be known of the section `encoder` before torch is loaded. Raises FileFault."""
+    from vla.errors import FileFault
+
+    options = settings.encoder
+    if unknown := [name for name in options.reuse_views if name not in spec.cameras]:
+        raise FileFault(f"encoder.reuse_views names {unknown}, the policy's cameras are {', '.join(spec.cameras)}")
+    if options.smoothing is not None and not Path(options.smoothing).is_file():
+        raise FileFault(
+            f"encoder.smoothing {options.smoothing} is missing: `launch.py bench calibrate` writes it; a relative path"
+            " starts at the config's folder"
+        )
+
+
 def encoder_options(settings: Config) -> EncoderOptions:
     """The config's section `encoder` as the encoder takes it."""
     from vla.assemble import EncoderOptions

@@ -20,7 +20,7 @@ import torch
 from control.clock import NS_PER_MS
 from control.messages import Features, Frames, Instruction
 from vla.engine import Engine
-from vla.errors import CameraError, NonFiniteFeatures
+from vla.errors import CameraError, EncodeError, NonFiniteFeatures
 from vla.policy_spec import PolicySpec
 from vla.pooling import ViewAggregation
 from vla.prompt import Prompt, Prompter
@@ -83,7 +83,15 @@ class QwenEncoder:
         watch = _Stopwatch(self.backbone.device)
         captures = self._engine.captures
         due = self._reuse.due(frames, instruction, tuple(self.cameras))
-        pooled = self._encode(frames, instruction, due, watch) if due else None
+        try:
+            pooled = self._encode(frames, instruction, due, watch) if due else None
+        except torch.OutOfMemoryError as error:
+            self._engine.forget()
+            self._reuse.forget()
+            raise EncodeError(
+                f"too little free memory on '{self.backbone.device}' for this instruction ({len(instruction.text)}"
+                " characters): a shorter one needs less, or another process fills the device"
+            ) from error
         views, ages_ms = self._reuse.complete(frames, instruction, due, pooled, tuple(self.cameras))
         values = self.aggregated(views)
         watch.lap("aggregate")
@@ -117,7 +125,8 @@ class QwenEncoder:
     def warm_up(self) -> None:
         """See `Encoder.warm_up`; the sequence number does not move."""
         grey = {name: np.full((*size, 3), 128, dtype=np.uint8) for name, size in self.cameras.items()}
-        self.encode(Frames(0, 0, grey), Instruction(0, 0, 0, 0, "warm up"))
+        for _ in range(2):  # the second with the views that may be used again, which is another graph
+            self.encode(Frames(0, 0, grey), Instruction(0, 0, 0, 0, "warm up"))
         self._reuse.forget()
         self._seq = 0
 
@@ -127,7 +136,9 @@ class QwenEncoder:
         names = tuple(self.cameras)
         with torch.inference_mode():
             watch = _Stopwatch(self.backbone.device)
-            return self._encode(frames, Instruction(0, 0, 0, 0, text), names, watch).clone()
+            pooled = self._encode(frames, Instruction(0, 0, 0, 0, text), names, watch).clone()
+            watch.read()  # waits: the next capture overwrites the buffers of this one
+            return pooled
 
     def aggregated(self, views: torch.Tensor) -> np.ndarray:
         """(T, D) float32 feature tokens on the host, from the (V, Q, D) features of each camera."""

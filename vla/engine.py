@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -27,7 +26,7 @@ Tensors = tuple[torch.Tensor, ...]
 Function = Callable[..., Tensors]
 REMEMBERED_PREFIXES = 8
 GRAPH_ROW_MULTIPLE = 128  # 64 image tokens leave 64 for the text: a longer instruction than people say
-REMEMBERED_GRAPHS = 32  # of vision and of language each
+REMEMBERED_GRAPHS = 16  # of vision and language together; each holds memory of its own
 _WARM_UPS = 3  # before a capture, on a stream of their own, as CUDA graphs ask
 
 
@@ -44,7 +43,7 @@ class Engine:
         self.captures = 0
         if compile_mode != "eager":  # torch allows 8 shapes of one function, and then refuses
             limits: Any = torch._dynamo.config
-            limits.recompile_limit = max(limits.recompile_limit, 2 * REMEMBERED_GRAPHS)
+            limits.recompile_limit = max(limits.recompile_limit, 64)
         self._compile_mode, self._cuda_graph = compile_mode, cuda_graph
         self._graphs: OrderedDict[tuple, Function] = OrderedDict()
         self._prefixes: OrderedDict[Prompt, Prefix] = OrderedDict()
@@ -56,6 +55,11 @@ class Engine:
         Padding costs attention alone, which is next to nothing there; on a CPU it is not.
         """
         return GRAPH_ROW_MULTIPLE if self.backbone.device.type == "cuda" else ROW_MULTIPLE
+
+    def forget(self) -> None:
+        """Gives back what graphs and prefixes hold; they are made again when they are needed."""
+        self._graphs.clear()
+        self._prefixes.clear()
 
     def prefix(self, prompt: Prompt) -> tuple[Prefix, bool]:
         """Keys and values of this prompt's text, and whether they had to be computed."""
@@ -115,7 +119,7 @@ class Engine:
             if found is not function:
                 self.captures += 1
             self._graphs[key] = found
-            if len(self._graphs) > 2 * REMEMBERED_GRAPHS:
+            if len(self._graphs) > REMEMBERED_GRAPHS:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
         return found
@@ -149,8 +153,3 @@ class Captured:
                 self._held[place] = given  # held, so that its identity is given to no other tensor
         self._graph.replay()
         return self._outputs
-
-
-def stacks(views: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """(H, W, 3) images -> (views, H, W, 3) stacks of neighbours of one shape, in order."""
-    return [torch.stack(list(run)) for _, run in groupby(views, key=lambda view: view.shape)]

@@ -17,6 +17,10 @@ class FileFault(VlaError, ValueError):
     """A policy or model file is missing, damaged or of another kind: names file, expected, got, likely cause."""
 
 
+class CaptureFault(VlaError, ValueError):
+    """Captures that do not belong to the policy they are to judge."""
+
+
 class TrainingFault(VlaError, ValueError):
     """A training that cannot begin as asked: its options, its batches or the folder it is to fill."""
 

@@ -3,8 +3,8 @@
 A view may be used again while its image stays within `threshold` grey levels of the one that was encoded, in every
 tile of 28 x 28 pixels (one image token; the mean of a whole image would miss a small block that moves), for at most
 `max_age_ms`, and under the same instruction. Its true age goes into `view_age_ms`, so the freshness ladder judges it
-like any other. Cameras that are not named are encoded every time: name those that stand still, never the one on the
-wrist.
+like any other. The named cameras are used again all together or not at all. Cameras that are not named are encoded
+every time: name those that stand still, never the one on the wrist.
 
 Letters: V views, Q feature tokens of a view, D width.
 """
@@ -39,8 +39,13 @@ class ViewReuse:
         self._kept: dict[str, _Kept] = {}
 
     def due(self, frames: Frames, instruction: Instruction, names: tuple[str, ...]) -> tuple[str, ...]:
-        """The cameras of `names` that have to be encoded, in their order."""
-        return tuple(name for name in names if not self._is_usable(name, frames, instruction))
+        """The cameras of `names` that have to be encoded, in their order: all, or all but the named ones.
+
+        Nothing between: every other choice would need a graph of its own, made while the arm waits.
+        """
+        if self._cameras and all(self._is_usable(name, frames, instruction) for name in self._cameras):
+            return tuple(name for name in names if name not in self._cameras)
+        return names
 
     def complete(
         self,

@@ -256,14 +256,20 @@ def _tensors(file: Path, device: torch.device) -> Iterator[tuple[str, torch.Tens
         ) from error
 
 
+def shortened(config: Any, layers: int | None) -> Any:
+    """The configuration with its first `layers` language layers only; None leaves it. Raises FileFault."""
+    depth = config.text_config.num_hidden_layers
+    if layers is None or layers == depth:
+        return config
+    if not 1 <= layers <= depth:
+        raise FileFault(f"language_layers: expected 1 to {depth} for this model, got {layers}")
+    config = type(config).from_dict(config.to_dict())
+    config.text_config.num_hidden_layers = layers
+    config.text_config.layer_types = config.text_config.layer_types[:layers]
+    return config
+
+
 def _empty(config: Any, layers: int | None = None) -> QwenBackbone:
     """The modules without storage; with the first `layers` language layers only."""
-    depth = config.text_config.num_hidden_layers
-    if layers is not None and layers != depth:
-        if not 1 <= layers <= depth:
-            raise FileFault(f"language_layers: expected 1 to {depth} for this model, got {layers}")
-        config = type(config).from_dict(config.to_dict())
-        config.text_config.num_hidden_layers = layers
-        config.text_config.layer_types = config.text_config.layer_types[:layers]
     with torch.device("meta"):
-        return QwenBackbone(config)
+        return QwenBackbone(shortened(config, layers))

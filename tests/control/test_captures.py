@@ -8,7 +8,7 @@ import pytest
 from control.address import BusAddress
 from control.bus import Publisher
 from control.captures import Captures, collect, load_captures
-from control.errors import ConfigError
+from control.errors import ConfigError, NotRunning
 from control.messages import Frames, Instruction, State
 
 
@@ -95,5 +95,5 @@ def test_a_running_robot_is_captured_frame_by_frame(bus: BusAddress):
 
 def test_nothing_to_capture_is_said(bus: BusAddress, monkeypatch):
     monkeypatch.setattr("control.captures.NS_PER_S", 1_000_000)
-    with pytest.raises(ConfigError, match="no frames, state, instruction for 10 s: start a run and give it an instr"):
+    with pytest.raises(NotRunning, match="no frames, state, instruction for 10 s: start a run and give it an instr"):
         collect(bus, 1, 1.0, lambda: False, print)

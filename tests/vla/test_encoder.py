@@ -10,9 +10,9 @@ import torch
 from control.messages import Frames
 from tests.vla.conftest import edit_yaml, frames, instruction
 from vla import weights
-from vla.assemble import load_encoder
+from vla.assemble import EncoderOptions, load_encoder
 from vla.encoder import QwenEncoder
-from vla.errors import CameraError, DeviceFault, FileFault, NonFiniteFeatures, PromptError
+from vla.errors import CameraError, DeviceFault, EncodeError, FileFault, NonFiniteFeatures, PromptError
 from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice
 from vla.qwen import QwenBackbone
 
@@ -157,3 +157,35 @@ def test_on_a_gpu_the_shipped_policy_gives_the_features_of_the_cpu() -> None:
     expected, got = (one.encode(Frames(1, 1, images), instruction()).tokens.ravel() for one in (on_cpu, on_gpu))
     cosine = float(expected @ got / (np.linalg.norm(expected) * np.linalg.norm(got)))
     assert cosine > 0.999
+
+
+def test_a_device_that_is_full_spoils_one_frame_and_not_the_encoder(
+    encoder: QwenEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(encoder._engine, "pooled", full)
+        with pytest.raises(EncodeError, match="too little free memory on 'cpu' for this instruction"):
+            encoder.encode(frames(), instruction())
+    assert encoder.encode(frames(), instruction()).seq == 1
+
+
+def test_a_compiler_that_is_missing_is_said_before_anything_is_loaded(
+    policy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(function: object) -> object:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", missing)
+    with pytest.raises(DeviceFault, match="encoder.compile needs a working compiler .*no C.. compiler; use 'eager'"):
+        load_encoder(policy_folder, "cpu", 1, options=EncoderOptions(compile_mode="default"))
+
+
+def test_bitsandbytes_and_the_vision_tower_do_not_go_together(
+    policy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vla.precision.obstacle", lambda precision, device: None)
+    with pytest.raises(DeviceFault, match="with precision int8-bnb the vision tower stays in 16 bit"):
+        load_encoder(policy_folder, "cpu", 1, options=EncoderOptions(precision="int8-bnb", quantise_vision=True))

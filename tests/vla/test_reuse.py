@@ -73,6 +73,13 @@ def test_all_views_used_again_need_no_encode(policy_folder: Path) -> None:
     assert list(again.stage_ms) == ["aggregate"] and np.array_equal(first.tokens, again.tokens)
 
 
+def test_named_views_are_used_again_together_or_not_at_all(policy_folder: Path) -> None:
+    encoder = load_encoder(policy_folder, "cpu", 1, options=EncoderOptions(reuse_views=("front", "wrist")))
+    encoder.encode(later(0), instruction())
+    moved = encoder.encode(later(40, wrist=frames(5).images["wrist"]), instruction())
+    assert moved.view_age_ms == {"front": 0.0, "wrist": 0.0}
+
+
 def test_one_small_thing_that_moves_is_a_change() -> None:
     before = np.full((112, 112, 3), 90, dtype=np.uint8)
     after = before.copy()
