@@ -64,7 +64,11 @@ def measure_encode(
     bench = _Bench(geometry, device, quick, log)
     peaks = measure_peaks(device, ("fp32", "bf16", "int8", "fp8"))
     every = steps(device, exact)
-    chosen = [step for step in every if not only or step is every[0] or any(word in step.name.lower() for word in only)]
+    chosen = [
+        step
+        for step in every
+        if not only or step is every[0] or any(word.lower() in step.name.lower() for word in only)
+    ]
     cells = bench.run(scenes, chosen)
     config = geometry_config(geometry)
     return {

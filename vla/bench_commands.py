@@ -83,7 +83,7 @@ def bench_encode(
         quick=quick,
         views=tuple(dict.fromkeys(views or VIEWS)),
         sizes=list(dict.fromkeys(map(_size, size))) if size else None,
-        only=tuple(word.lower() for word in only or ()),
+        only=tuple(only or ()),
         log=lambda line: console.print(line, markup=False, highlight=False),
     )
     for table in tables(figures):
