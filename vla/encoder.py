@@ -125,7 +125,7 @@ class QwenEncoder:
     def warm_up(self) -> None:
         """See `Encoder.warm_up`; the sequence number does not move."""
         grey = {name: np.full((*size, 3), 128, dtype=np.uint8) for name, size in self.cameras.items()}
-        for _ in range(2):  # the second with the views that may be used again, which is another graph
+        for _ in range(2 if self._reuse.cameras else 1):  # without the views that are used again it is another graph
             self.encode(Frames(0, 0, grey), Instruction(0, 0, 0, 0, "warm up"))
         self._reuse.forget()
         self._seq = 0

@@ -34,7 +34,7 @@ class ViewReuse:
     """The newest features of each camera that may be used again."""
 
     def __init__(self, cameras: Collection[str] = (), max_age_ms: float = 0.0, threshold: float = 2.0) -> None:
-        self._cameras = frozenset(cameras)
+        self.cameras = frozenset(cameras)
         self._max_age_ms, self._threshold = max_age_ms, threshold
         self._kept: dict[str, _Kept] = {}
 
@@ -43,8 +43,8 @@ class ViewReuse:
 
         Nothing between: every other choice would need a graph of its own, made while the arm waits.
         """
-        if self._cameras and all(self._is_usable(name, frames, instruction) for name in self._cameras):
-            return tuple(name for name in names if name not in self._cameras)
+        if self.cameras and all(self._is_usable(name, frames, instruction) for name in self.cameras):
+            return tuple(name for name in names if name not in self.cameras)
         return names
 
     def complete(
@@ -56,10 +56,10 @@ class ViewReuse:
         names: tuple[str, ...],
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """(V, Q, D) of all `names` from the newly `pooled` views and the kept ones, and each view's extra age in ms."""
-        if not self._cameras and pooled is not None:
+        if not self.cameras and pooled is not None:
             return pooled, dict.fromkeys(names, 0.0)
         new = {} if pooled is None else dict(zip(encoded, pooled, strict=True))
-        for name in self._cameras.intersection(encoded):
+        for name in self.cameras.intersection(encoded):
             key = (instruction.session, instruction.id)
             self._kept[name] = _Kept(frames.images[name], frames.stamp_ns, key, new[name].clone())
         views = torch.stack([new[name] if name in new else self._kept[name].pooled for name in names])
