@@ -49,6 +49,7 @@ def robot(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, parent:
         state_hz=options.state_hz,
         camera_hz=options.camera_hz,
         watchdog_ns=settings.watchdog_ns,
+        history_samples=options.history_samples,
     )
     host.run(stopped)
 

@@ -55,6 +55,7 @@ class RobotConfig(_Section):
     state_hz: Annotated[float, Field(ge=1, le=1000)] = 50.0
     camera_hz: Annotated[float, Field(gt=0, le=240)] = 25.0
     watchdog_ms: Annotated[float, Field(ge=20, le=5000)] = 300.0
+    history_samples: Annotated[int, Field(ge=0, le=1024)] = 0  # states at `host_hz` sent with every state; 0: none
 
 
 class AccuracyConfig(_Section):

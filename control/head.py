@@ -16,11 +16,15 @@ class ActionHead(Protocol):
     action_names: tuple[str, ...]
     horizon: int
     period_s: float  # between the rows of a chunk, as trained
+    window_samples: int  # W, how many states of `State.history` it needs; 0 for none
 
-    def act(self, tokens: np.ndarray, state: np.ndarray, feature_age_ms: float) -> np.ndarray:
+    def act(
+        self, tokens: np.ndarray, state: np.ndarray, feature_age_ms: float, window: np.ndarray | None = None
+    ) -> np.ndarray:
         """(H, A) float64 absolute targets in the unit of each action; row 0 is due one `period_s` from now.
 
-        `tokens` is (T, D) float32, `state` (S,) float64 in the order of `state_names`. Raises ValueError or
-        RuntimeError for inputs it cannot use.
+        `tokens` is (T, D) float32, `state` (S,) float64 in the order of `state_names`, `window` the robot's
+        `State.history` (W, S), which a head that needs none ignores. Raises ValueError or RuntimeError for inputs it
+        cannot use.
         """
         ...

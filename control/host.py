@@ -18,6 +18,7 @@ from control.address import BusAddress
 from control.bus import Latest, Publisher
 from control.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock, Pacer
 from control.errors import RobotFailure, SaccadeError
+from control.history import StateHistory
 from control.messages import ActionChunk, Frames, Instruction, Mode, RobotSpec, State
 from control.robot import Judge, Robot
 
@@ -103,7 +104,9 @@ class RobotHost:
         state_hz: float = 50.0,
         camera_hz: float = 25.0,
         watchdog_ns: int = 300 * NS_PER_MS,
+        history_samples: int = 0,
     ) -> None:
+        """`history_samples` above 0: the robot is measured at every step, and a state carries so many of the last."""
         self._robot = robot
         self._judge = robot if isinstance(robot, Judge) else None
         self._clock = clock or MonotonicClock()
@@ -115,6 +118,7 @@ class RobotHost:
             "frames": round(NS_PER_S / camera_hz),
             "robot": NS_PER_S,
         }
+        self._history = StateHistory(history_samples, host_hz) if history_samples else None
         self._due_ns = dict.fromkeys(self._periods_ns, 0)
         self._seq = {"state": 0, "frames": 0}
         self._moving = False
@@ -164,8 +168,14 @@ class RobotHost:
             self._spec_out.send(self._spec)
         self._take_instruction()
         self._follow(now_ns)
-        if self._is_due("state", now_ns):
-            self._publish_state()
+        is_due = self._is_due("state", now_ns)
+        if is_due or self._history is not None:
+            stamp_ns = self._clock.now_ns()
+            values = self._robot.read_state()
+            if self._history is not None:
+                self._history.add(stamp_ns, values)
+            if is_due:
+                self._publish_state(stamp_ns, values)
         if self._is_due("frames", now_ns):
             stamp_ns = self._clock.now_ns()
             images = self._robot.read_frames()
@@ -203,11 +213,10 @@ class RobotHost:
             self._instruction = (instruction.session, instruction.id)
             self._judge.begin(instruction)
 
-    def _publish_state(self) -> None:
-        stamp_ns = self._clock.now_ns()
-        values = self._robot.read_state()
+    def _publish_state(self, stamp_ns: int, values: np.ndarray) -> None:
+        window = self._history.window() if self._history is not None else None
         done = self._judge.judge() if self._judge is not None else None
-        self._state_out.send(State(self._next("state"), stamp_ns, values, None, self._instruction[1], done))
+        self._state_out.send(State(self._next("state"), stamp_ns, values, window, self._instruction[1], done))
 
     def _is_due(self, what: str, now_ns: int) -> bool:
         if now_ns < self._due_ns[what]:

@@ -156,7 +156,7 @@ class ControlLoop:
         targets, gated = None, Gated(np.empty((0, 0)), (), "")
         if not fault and not stop and (self.mode is not Mode.STOP or self._resume_request):
             assert cache.features is not None and robot.state is not None and age_ms is not None
-            targets, fault = self._ask_head(cache.features.tokens, robot.state.values, age_ms)
+            targets, fault = self._ask_head(cache.features.tokens, robot.state, age_ms)
             head_failed = bool(fault)
         head_ns = self._clock.now_ns()
         if targets is not None:
@@ -193,9 +193,9 @@ class ControlLoop:
             f"{tick.missed} ticks missed in a row, limit {self._settings.max_missed_ticks}: the machine is overloaded"
         )
 
-    def _ask_head(self, tokens: np.ndarray, state: np.ndarray, age_ms: float) -> tuple[np.ndarray | None, str]:
+    def _ask_head(self, tokens: np.ndarray, state: State, age_ms: float) -> tuple[np.ndarray | None, str]:
         try:
-            return self._head.act(tokens, state, age_ms), ""
+            return self._head.act(tokens, state.values, age_ms, state.history), ""
         except Exception as error:  # whatever a head raises leads to HOLD, and to STOP when it goes on
             first_line = str(error).partition("\n")[0][:300]
             return None, f"the head failed on features of shape {tokens.shape}: {type(error).__name__}: {first_line}"

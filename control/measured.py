@@ -8,7 +8,7 @@ from control.clock import NS_PER_MS
 from control.errors import MismatchError
 from control.head import ActionHead
 from control.messages import RobotSpec, State
-from control.safety import Limits, find_bad_state
+from control.safety import Limits, find_bad_history, find_bad_state
 
 
 class MeasuredRobot:
@@ -80,4 +80,5 @@ class MeasuredRobot:
             return (
                 f"the state is stamped {-age_ms:.0f} ms in the future: robot host and controller must share one clock"
             )
-        return find_bad_state(self.state.values, self.spec)
+        bad = find_bad_state(self.state.values, self.spec)
+        return bad or find_bad_history(self.state.history, self._head.window_samples, self.spec)

@@ -94,7 +94,7 @@ class State:
     seq: int
     stamp_ns: int
     values: np.ndarray  # (S,) float64
-    history: np.ndarray | None = None  # (T, S), an optional high-rate window
+    history: np.ndarray | None = None  # (T, S) a window at the host's rate, oldest first, its last row `values`
     task_instruction_id: int = 0
     task_done: bool | None = None
 

@@ -108,6 +108,26 @@ def find_bad_state(values: np.ndarray, spec: RobotSpec) -> str:
     return ""
 
 
+def find_bad_history(history: np.ndarray | None, samples: int, spec: RobotSpec) -> str:
+    """Why this window of states cannot be acted on by a head that needs so many `samples`, '' when it can."""
+    if not samples:
+        return ""
+    if history is None:
+        return (
+            f"no window of the last {samples} states yet: the robot host fills it after its start, where"
+            f" robot.history_samples is {samples}"
+        )
+    if history.shape != (samples, len(spec.state_names)):
+        return (
+            f"the window of states has shape {history.shape}, the policy needs {(samples, len(spec.state_names))}:"
+            " robot.history_samples differs from the policy's window"
+        )
+    if not np.isfinite(history).all():
+        index = int(np.argwhere(~np.isfinite(history))[0][1])
+        return f"the window of states holds NaN or infinity for {spec.state_names[index]}: sensor or driver fault"
+    return ""
+
+
 def find_bad_target(targets: np.ndarray, actions: int) -> str:
     """Why these targets cannot be used at all, '' when they can."""
     if not isinstance(targets, np.ndarray) or targets.ndim != 2 or targets.shape[1] != actions or not len(targets):

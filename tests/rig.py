@@ -54,11 +54,13 @@ class FixedHead:
     action_names = ("a", "b")
     horizon = 2
     period_s = 0.1
+    window_samples = 0
 
     def __init__(self, targets: Any = ((0.01, 0.01), (0.02, 0.02))) -> None:
         self.targets: Any = np.array(targets, dtype=np.float64)
 
-    def act(self, tokens: np.ndarray, state: np.ndarray, feature_age_ms: float) -> np.ndarray:
+    def act(self, tokens: np.ndarray, state: np.ndarray, feature_age_ms: float, window: Any = None) -> np.ndarray:
+        self.window = window
         if isinstance(self.targets, Exception):
             raise self.targets
         return self.targets

@@ -23,7 +23,7 @@ from control.captures import Captures
 from control.head import ActionHead
 from vla.encoder import QwenEncoder
 from vla.errors import CaptureFault, NonFiniteFeatures
-from vla.head import HoldHead
+from vla.head import HoldHead, standing_window
 from vla.qwen import QwenBackbone
 
 FEATURE_AGE_MS = 300.0  # told to the head, the same for both: the middle of what features have in a run
@@ -163,8 +163,10 @@ def compare(
         views.append(_apart(expected.flatten(1), got.flatten(1)))
         layers.append(_layers_apart(expected_layers, got_layers))
         if judged is not None:
+            state = captures.states[index]
+            still = standing_window(judged, state)
             expected_chunk, chunk = (
-                judged.act(encoder.aggregated(pooled), captures.states[index], FEATURE_AGE_MS)
+                judged.act(encoder.aggregated(pooled), state, FEATURE_AGE_MS, still)
                 for encoder, pooled in ((reference, expected), (candidate, got))
             )
             actions.append(np.abs(chunk - expected_chunk))

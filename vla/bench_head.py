@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import nn
 
 from control.head import ActionHead
-from vla.head import RegressionHead
+from vla.head import RegressionHead, standing_window
 from vla.policy import load_head
 from vla.policy_spec import load_spec
 
@@ -71,15 +71,16 @@ def _row(name: str, head: ActionHead, shape: tuple[int, int], calls: int) -> dic
     rng = np.random.default_rng(0)
     features = [rng.standard_normal(shape, dtype=np.float32) for _ in range(8)]
     states = [rng.standard_normal(len(head.state_names)) for _ in range(8)]
+    windows = [standing_window(head, state) for state in states]
     times_ms = np.empty(calls)
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         for index in range(-_WARM_UPS, calls):
-            tokens, state = features[index % 8], states[index % 8]
+            tokens, state, window = features[index % 8], states[index % 8], windows[index % 8]
             began = time.perf_counter_ns()
-            head.act(tokens, state, 150.0)
+            head.act(tokens, state, 150.0, window)
             if index >= 0:
                 times_ms[index] = (time.perf_counter_ns() - began) / 1e6
     finally:

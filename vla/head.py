@@ -1,12 +1,12 @@
 """Feature tokens + state -> a chunk of absolute targets.
 
-The head predicts the displacement from the state it is given, and returns targets in physical units, so that a stale
+A head predicts the displacement from the state it is given, and returns targets in physical units, so that a stale
 chunk still says where to go. It is given the age of the features: trained on stale ones, it knows how far the world has
-moved on.
+moved on. What all trained heads share is `TrainedHead`; flow.py holds the one that draws from a distribution.
 
 Imports torch and nothing of the language model: this runs in the controller's process.
 
-Letters: T feature tokens, D width, S state values, H horizon, A actions, B batch.
+Letters: T feature tokens, D width, S state values, H horizon, A actions, B batch, W samples of the window.
 """
 
 from __future__ import annotations
@@ -15,15 +15,25 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from control.head import ActionHead
+from vla.window import WINDOW_WIDTH, SensorWindow
+
 AGE_UNIT_MS = 500.0
+SMOOTH = 0.1  # where the smooth L1 loss turns quadratic, in units of one standard deviation
+CLAMP = 10.0  # standard deviations: a state far outside the training data does not blow the network up
 # rad, m or the action's own unit. Above what a loaded servo sags; below what a person means by moving a joint.
 HOLD_TOLERANCE = 0.1
 
 
-class RegressionHead(nn.Module):
-    """An MLP over all feature tokens, the state and the feature age. Its normalisation is part of it."""
+class TrainedHead(nn.Module):
+    """What every trained head shares: its inputs and their normalisation, the trunk over them, and `act`.
+
+    A kind of head adds `loss` and `predict`. The buffers are float32 and part of the policy; an
+    untrained head has them at 0 and 1.
+    """
 
     def __init__(
         self,
@@ -36,21 +46,19 @@ class RegressionHead(nn.Module):
         hidden: int = 384,
         layers: int = 2,
         policy_id: str = "",
+        window_samples: int = 0,
     ) -> None:
+        """`window_samples` W above 0: the head takes the last W states too, at the policy's `window.rate_hz`."""
         super().__init__()
         self.policy_id = policy_id
         self.horizon, self.period_s = horizon, period_s
         self.state_names, self.action_names = tuple(state_names), tuple(action_names)
         self.feature_shape = (tokens, width)
+        self.window_samples = window_samples
         states, actions = len(self.state_names), len(self.action_names)
         self.token_norm = nn.LayerNorm(width)
-        blocks: list[nn.Module] = []
-        inputs = tokens * width + states + 1
-        for _ in range(layers):
-            blocks += [nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.SiLU()]
-            inputs = hidden
-        self.trunk = nn.Sequential(*blocks)
-        self.out = nn.Linear(hidden, horizon * actions)
+        self.sensors = SensorWindow(window_samples, states) if window_samples else None
+        self.trunk = mlp(tokens * width + states + 1 + (WINDOW_WIDTH if window_samples else 0), hidden, layers)
         self.state_mean: torch.Tensor
         self.state_std: torch.Tensor
         self.step_mean: torch.Tensor
@@ -62,26 +70,125 @@ class RegressionHead(nn.Module):
         self.register_buffer("step_std", torch.ones(horizon, actions))
         self.register_buffer("residual", residual_map(self.state_names, self.action_names), persistent=False)
 
-    def forward(self, tokens: torch.Tensor, state: torch.Tensor, age_ms: torch.Tensor) -> torch.Tensor:
-        """(B, H, A) normalised displacement from (B, T, D), (B, S), (B,)."""
-        known = ((state - self.state_mean) / self.state_std).clamp(-10.0, 10.0)
-        features = self.token_norm(tokens).flatten(1)
-        inputs = torch.cat([features, known, (age_ms / AGE_UNIT_MS).unsqueeze(1)], dim=1)
-        return self.out(self.trunk(inputs)).view(-1, self.horizon, len(self.action_names))
+    def loss(
+        self,
+        tokens: torch.Tensor,
+        state: torch.Tensor,
+        age_ms: torch.Tensor,
+        targets: torch.Tensor,
+        window: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B,) loss of each sample, from (B, T, D), (B, S), (B,), absolute targets (B, H, A) and (B, W, S)."""
+        raise NotImplementedError
+
+    def predict(
+        self, tokens: torch.Tensor, state: torch.Tensor, age_ms: torch.Tensor, window: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(B, H, A) normalised displacement, without gradients: what `act` would do, before it is in physical units."""
+        raise NotImplementedError
 
     def displacement(self, state: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """(B, H, A) normalised displacement that would give these absolute targets: what training compares with."""
         return (targets - (state @ self.residual).unsqueeze(1) - self.step_mean) / self.step_std
 
+    def context(
+        self, tokens: torch.Tensor, state: torch.Tensor, age_ms: torch.Tensor, window: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(B, hidden): all that is known, as every head sees it. ValueError for a window that is not the head's."""
+        parts = [self.token_norm(tokens).flatten(1), self._normalised(state), (age_ms / AGE_UNIT_MS).unsqueeze(1)]
+        if self.sensors is not None:
+            self._check_window(None if window is None else tuple(window.shape[1:]))
+            assert window is not None
+            parts.append(self.sensors(self._normalised(window)))
+        elif window is not None:
+            raise ValueError("the head takes no window of states, got one: declare `window` in the policy")
+        return self.trunk(torch.cat(parts, dim=1))
+
     @torch.inference_mode()
-    def act(self, tokens: np.ndarray, state: np.ndarray, feature_age_ms: float) -> np.ndarray:
+    def act(
+        self, tokens: np.ndarray, state: np.ndarray, feature_age_ms: float, window: np.ndarray | None = None
+    ) -> np.ndarray:
         """See `control.head.ActionHead.act`. The state is added in float64: no displacement is exactly the state."""
         _check_inputs(tokens, state, self.feature_shape, self.state_names)
         age = torch.tensor([feature_age_ms], dtype=torch.float32)
         here = torch.tensor(state, dtype=torch.float64)  # copied: messages are read-only
-        step = self(torch.tensor(tokens)[None], here.float()[None], age)[0]
+        step = self.predict(torch.tensor(tokens)[None], here.float()[None], age, self._recent(window))[0]
         step = (step * self.step_std + self.step_mean).double()
         return (here @ self.residual.double() + step).numpy()
+
+    def _normalised(self, states: torch.Tensor) -> torch.Tensor:
+        return ((states - self.state_mean) / self.state_std).clamp(-CLAMP, CLAMP)
+
+    def _recent(self, window: np.ndarray | None) -> torch.Tensor | None:
+        """(1, W, S) of a window (W, S) that came over the wire; a head without one ignores what others asked for."""
+        if not self.window_samples:
+            return None
+        self._check_window(None if window is None else window.shape)
+        recent = torch.tensor(window, dtype=torch.float32)[None]
+        if not torch.isfinite(recent).all():
+            raise ValueError("the window of states holds NaN or infinity: a sensor or its driver has failed")
+        return recent
+
+    def _check_window(self, shape: tuple[int, ...] | None) -> None:
+        expected = (self.window_samples, len(self.state_names))
+        if shape is None:
+            raise ValueError(
+                f"the head needs a window of the last {expected[0]} states, got none:"
+                f" set robot.history_samples: {expected[0]}"
+            )
+        if shape != expected:
+            raise ValueError(
+                f"the head needs a window of shape {expected} (samples, states), got {tuple(shape)}:"
+                " robot.history_samples differs from the policy's window"
+            )
+
+
+class RegressionHead(TrainedHead):
+    """An MLP over all feature tokens, the state, the feature age and the window if there is one."""
+
+    def __init__(
+        self,
+        tokens: int,
+        width: int,
+        state_names: Sequence[str],
+        action_names: Sequence[str],
+        horizon: int,
+        period_s: float,
+        hidden: int = 384,
+        layers: int = 2,
+        policy_id: str = "",
+        window_samples: int = 0,
+    ) -> None:
+        super().__init__(
+            tokens, width, state_names, action_names, horizon, period_s, hidden, layers, policy_id, window_samples
+        )
+        self.out = nn.Linear(hidden, horizon * len(self.action_names))
+
+    def forward(
+        self, tokens: torch.Tensor, state: torch.Tensor, age_ms: torch.Tensor, window: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(B, H, A) normalised displacement from (B, T, D), (B, S), (B,) and, where the policy has one, (B, W, S)."""
+        context = self.context(tokens, state, age_ms, window)
+        return self.out(context).view(-1, self.horizon, len(self.action_names))
+
+    def loss(
+        self,
+        tokens: torch.Tensor,
+        state: torch.Tensor,
+        age_ms: torch.Tensor,
+        targets: torch.Tensor,
+        window: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B,) smooth L1 of the normalised displacement, the mean over the chunk."""
+        wanted = self.displacement(state, targets)
+        steps = self(tokens, state, age_ms, window)
+        return F.smooth_l1_loss(steps, wanted, beta=SMOOTH, reduction="none").mean(dim=(1, 2))
+
+    @torch.no_grad()
+    def predict(
+        self, tokens: torch.Tensor, state: torch.Tensor, age_ms: torch.Tensor, window: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self(tokens, state, age_ms, window)
 
 
 class HoldHead:
@@ -109,9 +216,12 @@ class HoldHead:
                 f" states: {list(self.state_names)}"
             )
         self._columns = [self.state_names.index(name) for name in self.action_names]
+        self.window_samples = 0
         self._target: np.ndarray | None = None  # (A,)
 
-    def act(self, tokens: np.ndarray, state: np.ndarray, feature_age_ms: float) -> np.ndarray:
+    def act(
+        self, tokens: np.ndarray, state: np.ndarray, feature_age_ms: float, window: np.ndarray | None = None
+    ) -> np.ndarray:
         """See `control.head.ActionHead.act`."""
         _check_inputs(tokens, state, None, self.state_names)
         here = state[self._columns].astype(np.float64)
@@ -119,6 +229,20 @@ class HoldHead:
             self._target = here
         self._target = np.where(np.abs(here - self._target) <= HOLD_TOLERANCE, self._target, here)
         return np.repeat(self._target[None], self.horizon, axis=0)
+
+
+def standing_window(head: ActionHead, state: np.ndarray) -> np.ndarray | None:
+    """The window (W, S) of a robot that has stood still in `state` (S,), None for a head that takes none."""
+    return np.tile(state, (head.window_samples, 1)) if head.window_samples else None
+
+
+def mlp(inputs: int, hidden: int, layers: int) -> nn.Sequential:
+    """`layers` of Linear, LayerNorm, SiLU, each `hidden` wide."""
+    blocks: list[nn.Module] = []
+    for _ in range(layers):
+        blocks += [nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.SiLU()]
+        inputs = hidden
+    return nn.Sequential(*blocks)
 
 
 def residual_map(state_names: Sequence[str], action_names: Sequence[str]) -> torch.Tensor:

@@ -35,13 +35,13 @@ class KnowingHead:
 
     policy_id = "stand-in"
     state_names = action_names = kinematics.STATE_NAMES
-    horizon, period_s = 8, 0.1
+    horizon, period_s, window_samples = 8, 0.1, 0
 
     def __init__(self, clock=None, robot=None, colour=None):
         self.clock, self.robot, self.colour = clock, robot, colour
         self.true_age_ms, self.told_age_ms = [], []
 
-    def act(self, tokens, state, feature_age_ms):
+    def act(self, tokens, state, feature_age_ms, window=None):
         if self.clock is not None:
             self.true_age_ms.append(self.clock.now_ns() / NS_PER_MS - float(tokens[0, 0]))
         self.told_age_ms.append(feature_age_ms)
