@@ -43,8 +43,16 @@ def encoder(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, paren
 
 
 def adapted(settings: Config, spec: PolicySpec) -> PolicySpec:
-    """The policy as the config's overrides make it; see `PolicySpec.adapted`."""
+    """The policy as the config's overrides make it; see `PolicySpec.adapted`.
+
+    Raises MismatchError where the config gives no such window of states as the head takes.
+    """
+    from control.errors import MismatchError
+
     options = settings.encoder
+    misfit = spec.find_window_misfit(settings.robot.history_samples, settings.robot.host_hz)
+    if misfit and not options.random_weights:
+        raise MismatchError(f"policy {options.policy} does not fit this config: {misfit}")
     cameras = None if options.cameras is None else tuple(options.cameras)
     return spec.adapted(cameras, options.model_image_size, options.language_layers, trained=not options.random_weights)
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from control.head import ActionHead
 from vla.errors import FileFault
+from vla.flow import FlowMatchingHead
 from vla.head import HoldHead, RegressionHead
 from vla.policy_spec import HEAD_FILE, POLICY_FILE, PolicySpec, identify, load_spec
 from vla.pooling import ViewAggregation, ViewPooling
@@ -38,19 +39,20 @@ def view_aggregation(spec: PolicySpec) -> ViewAggregation:
     return ViewAggregation(spec.pooling.aggregation, spec.width, len(spec.cameras))
 
 
+def action_head(spec: PolicySpec, policy_id: str = "") -> RegressionHead | FlowMatchingHead:
+    """Untrained head of the kind and shape that the policy names. Raises ValueError for one that has no weights."""
+    match spec.head.kind:
+        case "regression":
+            return regression_head(spec, policy_id)
+        case "flow-matching":
+            return FlowMatchingHead(*_head_shape(spec, policy_id), steps=spec.head.steps)
+        case kind:
+            raise ValueError(f"policy '{spec.name}' has head.kind '{kind}', which has no weights to build or to train")
+
+
 def regression_head(spec: PolicySpec, policy_id: str = "") -> RegressionHead:
     """Untrained regression head of the right shape."""
-    return RegressionHead(
-        spec.tokens,
-        spec.width,
-        spec.state_names,
-        spec.action_names,
-        spec.horizon,
-        spec.period_s,
-        spec.head.hidden,
-        spec.head.layers,
-        policy_id,
-    )
+    return RegressionHead(*_head_shape(spec, policy_id))
 
 
 def load_head(folder: Path, random_weights: bool = False) -> ActionHead:
@@ -59,7 +61,7 @@ def load_head(folder: Path, random_weights: bool = False) -> ActionHead:
     policy_id = identify(folder, random_weights)
     if random_weights or spec.head.kind == "hold":
         return HoldHead(spec.state_names, spec.action_names, spec.horizon, spec.period_s, policy_id)
-    head = regression_head(spec, policy_id)
+    head = action_head(spec, policy_id)
     load_part(folder, "head", head)
     return head.eval().requires_grad_(False)
 
@@ -101,6 +103,24 @@ def save(folder: Path, spec: PolicySpec, parts: Mapping[Part, nn.Module]) -> str
     text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110)
     (folder / POLICY_FILE).write_text(text, encoding="utf-8")
     return identify(folder)
+
+
+def _head_shape(
+    spec: PolicySpec, policy_id: str
+) -> tuple[int, int, tuple[str, ...], tuple[str, ...], int, float, int, int, str, int]:
+    """What every trained head is built with, in the order of `TrainedHead`."""
+    return (
+        spec.tokens,
+        spec.width,
+        spec.state_names,
+        spec.action_names,
+        spec.horizon,
+        spec.period_s,
+        spec.head.hidden,
+        spec.head.layers,
+        policy_id,
+        spec.window.samples if spec.window else 0,
+    )
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:

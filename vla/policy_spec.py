@@ -44,11 +44,19 @@ class PoolingChoice(Strict):
 
 
 class HeadChoice(Strict):
-    """`hold` is the untrained head that never moves; `regression` has its weights in head.safetensors."""
+    """`hold` is the untrained head that never moves; the others have their weights in head.safetensors."""
 
-    kind: Literal["hold", "regression"] = "hold"
+    kind: Literal["hold", "regression", "flow-matching"] = "hold"
     hidden: int = Field(default=384, ge=8, le=8192)
     layers: int = Field(default=2, ge=1, le=6)
+    steps: int = Field(default=4, ge=1, le=32)  # from noise to a chunk; flow-matching only
+
+
+class WindowChoice(Strict):
+    """The last `samples` measured states, `rate_hz` a second, that the head takes besides the newest one."""
+
+    samples: int = Field(ge=2, le=1024)
+    rate_hz: float = Field(ge=10, le=1000)  # the robot host's rate
 
 
 class PolicySpec(Strict):
@@ -70,6 +78,7 @@ class PolicySpec(Strict):
     language_layers: int | None = Field(default=None, ge=1, le=128)  # leave after so many layers; None: all of them
     pooling: PoolingChoice = PoolingChoice()
     head: HeadChoice = HeadChoice()
+    window: WindowChoice | None = None  # of the robot's state; None: the newest state is all the head takes
     feature_age_ms: tuple[float, float] = (0.0, 0.0)  # the range met in training
     provenance: dict[str, str | int | float] = {}
 
@@ -79,12 +88,14 @@ class PolicySpec(Strict):
             raise ValueError("pooling.queries other than 1 needs pooling.view 'attention'")
         if self.pooling.view == "attention" and len(set(self.model_sizes.values())) != 1:
             raise ValueError("attention pooling needs one image size for all cameras")
+        if self.head.kind == "hold" and self.window is not None:
+            raise ValueError("window needs a trained head: head.kind 'hold' looks at the newest state alone")
         return self
 
     @property
     def needs_head_file(self) -> bool:
         """Whether anything of pooling, aggregation or head is trained."""
-        return self.head.kind == "regression" or "attention" in (self.pooling.view, self.pooling.aggregation)
+        return self.head.kind != "hold" or "attention" in (self.pooling.view, self.pooling.aggregation)
 
     @property
     def model_sizes(self) -> dict[str, tuple[int, int]]:
@@ -123,6 +134,17 @@ class PolicySpec(Strict):
                 " act on features it never saw; remove the key, or train a policy with it"
             )
         return self.model_copy(update=changes)
+
+    def find_window_misfit(self, history_samples: int, host_hz: float) -> str:
+        """Why a robot host with this config does not give the window the head takes, in a sentence; '' when it does."""
+        window = self.window
+        if window is None or (history_samples == window.samples and abs(host_hz - window.rate_hz) < 1e-6):
+            return ""
+        return (
+            f"the policy takes a window of {window.samples} states at {window.rate_hz:g} Hz, the config gives"
+            f" {history_samples or 'none'} at {host_hz:g} Hz: set robot.history_samples: {window.samples} and"
+            f" robot.host_hz: {window.rate_hz:g}"
+        )
 
     def fits(self, robot: RobotSpec) -> list[str]:
         """What keeps this policy from driving this robot, in plain sentences; empty when it fits."""

@@ -13,7 +13,7 @@ import yaml
 from control.messages import Frames, Instruction
 from tests.vla import squares
 from vla import policy, weights
-from vla.policy import regression_head, view_aggregation, view_pooling
+from vla.policy import action_head, view_aggregation, view_pooling
 from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice
 from vla.prompt import Prompter
 from vla.qwen import QwenBackbone
@@ -66,7 +66,7 @@ def write_policy(tiny: QwenBackbone, prompter: Prompter) -> Callable[..., Policy
         weights.save(tiny, folder / "backbone", torch.float16)
         prompter.save(folder / "backbone")
         parts = {"pool": view_pooling(spec), "aggregate": view_aggregation(spec)}
-        head = {"head": regression_head(spec)} if spec.head.kind == "regression" else {}
+        head = {"head": action_head(spec)} if spec.head.kind != "hold" else {}
         policy.save(folder, spec, {**parts, **head})
         return spec
 

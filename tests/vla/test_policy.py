@@ -8,17 +8,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
+from control.config import load_config
+from control.errors import MismatchError
 from control.messages import RobotSpec
 from tests.vla import squares
 from tests.vla.conftest import edit_yaml, frames, instruction, tiny_spec
 from vla import policy
 from vla.assemble import load_encoder
+from vla.commands import adapted
 from vla.errors import FileFault
+from vla.flow import FlowMatchingHead
 from vla.head import HoldHead, RegressionHead
-from vla.policy import load_head, regression_head, view_aggregation, view_pooling
-from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, identify, load_spec, verify
+from vla.policy import action_head, load_head, view_aggregation, view_pooling
+from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, WindowChoice, identify, load_spec, verify
+
+# Of a regression head without a window, since the first policies: a folder with other names would not load.
+OLD_WEIGHTS = {
+    f"{layer}.{what}"
+    for layer in ("token_norm", "trunk.0", "trunk.1", "trunk.3", "trunk.4", "out")
+    for what in ("weight", "bias")
+}
+OLD_WEIGHTS |= {"state_mean", "state_std", "step_mean", "step_std"}
 
 
 def robot(**changes: object) -> RobotSpec:
@@ -46,9 +59,77 @@ def test_a_policy_comes_back_as_it_was_saved(tmp_path: Path, write_policy: Calla
     assert np.isfinite(head.act(features.tokens, np.zeros(7), 100.0)).all()
 
 
+def test_a_flow_matching_policy_with_a_window_comes_back_as_it_was_saved(
+    tmp_path: Path, write_policy: Callable[..., PolicySpec]
+) -> None:
+    window = WindowChoice(samples=8, rate_hz=100.0)
+    spec = write_policy(tmp_path, head=HeadChoice(kind="flow-matching", hidden=16, steps=3), window=window)
+    head = load_head(tmp_path)
+    assert load_spec(tmp_path) == verify(tmp_path) == spec
+    assert isinstance(head, FlowMatchingHead)
+    assert (head.steps, head.window_samples, head.policy_id) == (3, 8, identify(tmp_path))
+    assert torch.equal(head.start, action_head(spec).start)  # type: ignore[union-attr]
+
+
+def test_the_weights_of_another_kind_of_head_are_refused(policy_folder: Path) -> None:
+    edit_yaml(policy_folder, head={"kind": "flow-matching", "hidden": 16})
+    with pytest.raises(FileFault, match=r"weight 'head\.\w.*' is missing: policy.yaml beside it describes another"):
+        load_head(policy_folder)
+
+
+def test_a_policy_from_before_windows_and_kinds_loads_and_acts_as_it_would(policy_folder: Path) -> None:
+    seen = np.ones((2, 32), dtype=np.float32), np.zeros(7), 100.0
+    expected = load_head(policy_folder).act(*seen)
+    fields = yaml.safe_load((policy_folder / "policy.yaml").read_text())
+    del fields["window"], fields["head"]["steps"]
+    (policy_folder / "policy.yaml").write_text(yaml.safe_dump(fields))
+    names = {
+        name.partition(".")[2] for name in load_file(policy_folder / "head.safetensors") if name.startswith("head")
+    }
+    assert names == OLD_WEIGHTS
+    np.testing.assert_array_equal(load_head(policy_folder).act(*seen), expected)
+
+
+def test_a_head_that_holds_has_no_weights_to_build() -> None:
+    with pytest.raises(ValueError, match="has head.kind 'hold', which has no weights to build or to train"):
+        action_head(tiny_spec(head=HeadChoice(kind="hold")))
+
+
+@pytest.mark.parametrize(
+    ("given", "misfit"),
+    [
+        ((16, 100.0), ""),
+        (
+            (0, 100.0),
+            "the policy takes a window of 16 states at 100 Hz, the config gives none at 100 Hz:"
+            " set robot.history_samples: 16 and robot.host_hz: 100",
+        ),
+        (
+            (8, 200.0),
+            "the policy takes a window of 16 states at 100 Hz, the config gives 8 at 200 Hz:"
+            " set robot.history_samples: 16 and robot.host_hz: 100",
+        ),
+        ((16, 50.0), "16 states at 100 Hz, the config gives 16 at 50 Hz"),
+    ],
+)
+def test_a_config_without_the_policys_window_is_named_with_both_numbers(given: tuple[int, float], misfit: str) -> None:
+    found = tiny_spec(window=WindowChoice(samples=16, rate_hz=100.0)).find_window_misfit(*given)
+    assert misfit in found and bool(misfit) == bool(found)
+    assert tiny_spec().find_window_misfit(*given) == ""
+
+
+def test_check_and_control_refuse_a_config_without_the_policys_window(policy_folder: Path) -> None:
+    edit_yaml(policy_folder, window={"samples": 16, "rate_hz": 100.0})
+    spec = load_spec(policy_folder)
+    sim = Path(__file__).parents[2] / "configs" / "sim.yaml"
+    with pytest.raises(MismatchError, match="does not fit this config: the policy takes a window of 16 states at 100"):
+        adapted(load_config(sim), spec)
+    assert adapted(load_config(sim, ["robot.history_samples=16"]), spec) == spec
+
+
 def test_saving_again_gives_the_same_id_and_any_change_another(policy_folder: Path) -> None:
     before = identify(policy_folder)
-    parts = {"head": regression_head(load_spec(policy_folder))}
+    parts = {"head": action_head(load_spec(policy_folder))}
     state = load_file(policy_folder / "head.safetensors")
     save_file(state, policy_folder / "head.safetensors")
     assert len(before) == 12
@@ -97,6 +178,14 @@ def test_a_policy_says_everything_that_does_not_fit_a_robot() -> None:
         ({"cameras": {"front": [20, 56]}}, "cameras.front.0: Input should be greater than or equal to 28"),
         ({"image_size": [60, 56]}, "image_size.0: Input should be a multiple of 28"),
         ({"period_s": float("nan")}, "period_s"),
+        ({"head": {"kind": "diffusion"}}, "head.kind: Input should be 'hold', 'regression' or 'flow-matching'"),
+        ({"head": {"kind": "flow-matching", "steps": 33}}, "head.steps: Input should be less than or equal to 32"),
+        ({"window": {"samples": 1, "rate_hz": 100.0}}, "window.samples: Input should be greater than or equal to 2"),
+        ({"window": {"samples": 16}}, "window.rate_hz: Field required"),
+        (
+            {"window": {"samples": 16, "rate_hz": 100.0}, "head": {"kind": "hold"}},
+            "window needs a trained head: head.kind 'hold' looks at the newest state alone",
+        ),
         ({"cameras": {"a": [56, 56], "b": [112, 112]}}, "attention pooling needs one image size for all cameras"),
     ],
 )
@@ -121,7 +210,7 @@ def test_a_folder_without_a_policy_is_named(tmp_path: Path) -> None:
 def test_a_missing_backbone_is_named(tmp_path: Path) -> None:
     spec = tiny_spec()
     with pytest.raises(FileFault, match="backbone is missing: policy.yaml names it"):
-        policy.save(tmp_path, spec, {"head": regression_head(spec)})
+        policy.save(tmp_path, spec, {"head": action_head(spec)})
 
 
 @pytest.mark.parametrize("backbone", ["{absolute}", "../elsewhere", "org/name"])
@@ -204,7 +293,7 @@ def test_weights_that_are_not_numbers_are_refused(policy_folder: Path) -> None:
 
 def test_a_diverged_policy_is_not_saved(tmp_path: Path) -> None:
     spec = tiny_spec()
-    head = regression_head(spec)
+    head = action_head(spec)
     torch.nn.init.constant_(head.out.bias, float("inf"))
     with pytest.raises(FileFault, match="'head.out.bias' holds NaN or infinity: not saved"):
         policy.save(tmp_path, spec, {"head": head})
