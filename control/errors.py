@@ -43,3 +43,9 @@ class RobotFailure(RobotError):
 
 class MismatchError(SaccadeError, ValueError):
     """A policy and a robot that do not fit each other."""
+
+
+class RecordingError(SaccadeError, OSError):
+    """A recording that cannot be written on: a full disk, most often. What was written before stays readable."""
+
+    exit_code = 1

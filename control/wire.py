@@ -272,7 +272,7 @@ def encode(noun: Any) -> bytes:
     topic = TOPICS[type(noun)]
     fields: dict[str, Any] = {"v": WIRE_VERSION, "topic": topic}
     for name in SCHEMAS[topic][1]:
-        fields[name] = _plain(getattr(noun, name))
+        fields[name] = plain(getattr(noun, name))
     data = msgpack.packb(fields)
     assert data is not None
     return data
@@ -280,7 +280,7 @@ def encode(noun: Any) -> bytes:
 
 def decode(topic: str, data: bytes) -> Any:
     """The noun of `topic` in these bytes. Raises WireError that names the field, the expected and the got."""
-    noun, checks, most = SCHEMAS[topic]
+    most = max_bytes(topic)
     if len(data) > most:
         raise WireError(f"{topic}: expected at most {most} bytes, got {len(data)}")
     try:
@@ -302,6 +302,12 @@ def decode(topic: str, data: bytes) -> Any:
         raise WireError(f"{topic}: expected wire version v={WIRE_VERSION}; the sender runs another version of Saccade")
     if fields.pop("topic", None) != topic:
         raise WireError(f"{topic}: the message names another topic; is a socket connected to the wrong address?")
+    return noun_of(topic, fields)
+
+
+def noun_of(topic: str, fields: dict[str, Any]) -> Any:
+    """The noun of `topic` from its plain fields, each checked. Raises WireError that names the field."""
+    noun, checks, _ = SCHEMAS[topic]
     for name in fields.keys() - checks.keys():
         near = difflib.get_close_matches(str(name), checks, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(checks)}"
@@ -316,14 +322,15 @@ def decode(topic: str, data: bytes) -> Any:
         raise WireError(f"{topic}: {error}") from None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What msgpack can hold: maps, lists, numbers, text and bytes."""
     if isinstance(value, np.ndarray):
         little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
         return {"dtype": value.dtype.name, "shape": list(value.shape), "data": little.tobytes()}
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
         return value.item()
     return value

@@ -24,6 +24,9 @@ VLA_MAY_USE = {
     "control.errors",
     "control.head",
     "control.reasons",
+    "control.recording_format",
+    "control.recording_images",
+    "control.recording_reader",
 }
 
 
