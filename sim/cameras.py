@@ -57,11 +57,15 @@ class Cameras:
         scale = 0.5 / np.tan(np.radians(self._model.camera(camera).fovy[0]) / 2)
         return np.array([0.5 - x / z * scale * height / width, 0.5 + y / z * scale])
 
+    def holds(self, camera: str, point: np.ndarray) -> bool:
+        """Whether a point (3,) lies inside the image, hidden or not."""
+        uv = self.pixel(camera, point)
+        return bool(((uv >= 0) & (uv < 1)).all())
+
     def sees(self, camera: str, colour: str) -> bool:
         """Whether a block's centre lies in the image and at least one of three rays from the camera meets the block."""
         block, geom = self._data.body(colour), self._model.geom(colour).id
-        uv = self.pixel(camera, block.xpos)
-        if not ((uv >= 0) & (uv < 1)).all():
+        if not self.holds(camera, block.xpos):
             return False
         origin = self._data.camera(camera).xpos
         sideways = np.cross(block.xpos - origin, (0, 0, 1))

@@ -1,15 +1,18 @@
-"""Endless labelled samples from the table-top: what a policy sees, the state it acts in, and what the expert does.
+"""Labelled data from the table-top: episodes that go everywhere a policy may come to, and what the expert says of each.
 
-Every sample is a scene of its own. The images are rendered at one arm pose; the acting state lies `feature_age_ms`
-later on a plausible path, because a slow encoder's features are that old when they are acted on. The chunk is the
-expert's from the acting state. Poses cover the expert's path and much off it: cloning only the path fails off it.
+An episode is a chain of tasks on one scene, driven by the expert with what makes it leave its path: noise on the
+commands, a wrong idea of where the blocks are, excursions, tasks that change in the middle. Every 50 ms the joints and
+the true poses are kept, a few times a second the cameras look. The expert labels any of these states for any task, so
+a frame serves under the task that was driven and under others. An acting state lies some way after its frame, because
+a slow encoder's features are that old when they are acted on.
 
-Letters: N samples, H horizon. Refuses to know networks.
+Letters: N frames, P tasks a frame, M = N * P samples, K acting states of a sample, H horizon, Q objects (what the task
+names first; where it goes). Refuses to know networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,184 +20,242 @@ import numpy as np
 from control.clock import FakeClock
 from sim import expert, kinematics, tasks
 from sim.options import seed_number
-from sim.placement import place_blocks
-from sim.scene import BIN_CENTRE, BIN_HEIGHT, BIN_SIZE, BLOCK_SIZE, CAMERAS, COLOURS, block_corner_radius
-from sim.tabletop import HOME, TabletopRobot
+from sim.scene import BIN_CENTRE, CAMERAS, COLOURS
+from sim.tabletop import TabletopRobot
 
 PERIOD_S = 0.1
-_SUBSTEP_S = 0.02  # resolution of the path that the acting state is taken from
-_LAG_S = 0.05  # first-order lag of the servos: kv / kp of the scene
-_DEEPEST_OVERLAP = 0.002  # m, of a rendered pose
-# How the arm stands when the cameras look. The shares add up to 1.
-_POSES = {"path": 0.40, "near": 0.30, "anywhere": 0.24, "home": 0.06}
-# Where the arm was going while the features grew old: the named block, another one, or nowhere in particular.
-_GOINGS = {"named": 0.75, "other": 0.15, "drift": 0.10}
+TICK_S = 0.05  # between two states that are kept
+TICK_NS = 50_000_000
+OBJECTS = (*COLOURS, "bin")
+_FRAMES_A_SECOND = 5.0
+_EPISODE_S = 10.0
+_POOL = 1536  # frames that are mixed before batches are drawn from them
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """Where the objects of a task were when the frame was taken."""
+
+    uv: dict[str, np.ndarray]  # camera -> (M, Q, 2) float32: the centre, u right, v down, in [0, 1)
+    visible: dict[str, np.ndarray]  # camera -> (M, Q) bool; where False, uv is clipped into the image
+    position: np.ndarray  # (M, Q, 3) float32, m
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """N independent samples. `target_*` is the ground truth about the named block, in the order of `instructions`."""
+    """M samples on N frames."""
 
     images: dict[str, np.ndarray]  # camera -> (N, height, width, 3) uint8 RGB
-    instructions: list[str]
-    states: np.ndarray  # (N, 7) float32, when the policy acts
-    feature_age_ms: np.ndarray  # (N,) float32, from the images to the acting state
-    targets: np.ndarray  # (N, H, 7) float32, the expert's chunk from the acting state
-    target_uv: dict[str, np.ndarray]  # camera -> (N, 2) float32: the block's centre, u right, v down, in [0, 1)
-    target_visible: dict[str, np.ndarray]  # camera -> (N,) bool; where False, uv is clipped into the image
-    target_position: np.ndarray  # (N, 3) float32, m
+    image_index: np.ndarray  # (M,) the frame of each sample
+    instructions: list[str]  # M of them
+    states: np.ndarray  # (M, K, 7) float32, when the policy acts
+    feature_age_ms: np.ndarray  # (M, K) float32, from the frame to the acting state
+    targets: np.ndarray  # (M, K, H, 7) float32, the expert's chunk from the acting state
+    truth: Truth
+    windows: None = None
 
 
-def _choices(rng: np.random.Generator, shares: dict[str, float], count: int) -> np.ndarray:
-    return rng.choice(list(shares), size=count, p=list(shares.values()))
+@dataclass(frozen=True, slots=True, eq=False)
+class Track:
+    """What happened, every TICK_S: joints (T, 7) and block poses (T, 4, 4)."""
+
+    states: np.ndarray
+    blocks: np.ndarray
 
 
-def _roll(rng: np.random.Generator, q: np.ndarray, block: np.ndarray, duration_s: np.ndarray) -> np.ndarray:
-    """The arm (N, 7) some time (N,) further on the expert's way to `block` (N, 3), behind lagging, noisy servos."""
-    q = q.copy()
-    goal = q.copy()
-    for i in range(round(float(duration_s.max(initial=0.0)) / _SUBSTEP_S)):
-        if i % round(PERIOD_S / _SUBSTEP_S) == 0:
-            goal = expert.next_target(q, block, PERIOD_S, press=0.0)
-            goal[:, :6] += rng.normal(0.0, 0.006, goal[:, :6].shape)
-        moving = (duration_s > i * _SUBSTEP_S)[:, None]
-        q += np.where(moving, (goal - q) * (1 - np.exp(-_SUBSTEP_S / _LAG_S)), 0.0)
-    return np.clip(q, kinematics.LOW, kinematics.HIGH)
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """One moment of a track as the cameras saw it."""
+
+    track: Track
+    tick: int
+    task: tasks.Task  # that was driven then
+    images: dict[str, np.ndarray]
+    uv: dict[str, np.ndarray]  # camera -> (5, 2), in the order of OBJECTS
+    visible: dict[str, np.ndarray]  # camera -> (5,)
 
 
-def _lowest_tip(tip: np.ndarray, blocks: np.ndarray) -> np.ndarray:
-    """The height (N,) over which the tip is clear of what lies under it: table, bin or a block."""
-    distance = np.linalg.norm(blocks[:, :, :2] - tip[:, None, :2], axis=-1)
-    over_block = (distance < block_corner_radius() + 0.016).any(axis=1)
-    over_bin = (np.abs(tip[:, :2] - BIN_CENTRE) < BIN_SIZE / 2 + 0.02).all(axis=1)
-    return np.where(over_block, BLOCK_SIZE, np.where(over_bin, BIN_HEIGHT + 0.005, 0.006))
+@dataclass(slots=True)
+class Whims:
+    """What makes the drive leave the expert's path, drawn anew every second or so."""
+
+    noise_rad: float
+    misjudged: np.ndarray  # (4, 4) added to the poses
+    excursion: np.ndarray | None  # joints to go to instead
+    until: int  # tick
+
+    @staticmethod
+    def draw(rng: np.random.Generator, tick: int, calm: float) -> Whims:
+        """`calm` is the chance of no whim at all."""
+        until = tick + int(rng.integers(6, 40))
+        if rng.random() < calm:
+            return Whims(0.0, np.zeros((4, 4)), None, until)
+        offset = rng.normal(0.0, 1.0, (4, 4)) * (1, 1, 0.2, 20) * rng.choice([0.0, 0.004, 0.01, 0.02])
+        excursion = None
+        if rng.random() < 0.22:
+            tip = rng.uniform((0.18, -0.32, 0.03), (0.56, 0.32, 0.30))
+            excursion = kinematics.tool_down(tip[None], rng.choice([0.0, 0.03, 0.08]))[0]
+            excursion += rng.normal(0.0, (0, 0, 0, 0.1, 0.1, 0.6, 0))
+            until = tick + int(rng.integers(4, 24))
+        return Whims(float(rng.choice([0.0, 0.005, 0.015, 0.03])), offset, excursion, until)
+
+    def target(self, rng: np.random.Generator, q: np.ndarray, blocks: np.ndarray, task: tasks.Task) -> np.ndarray:
+        if self.excursion is not None:
+            step = self.excursion - q
+            goal = q + step * min(1.0, 0.1 / max(float(np.abs(step[:6]).max()), 1e-9))
+            goal[6] = q[6] + np.clip(step[6], -0.015, 0.015)
+        else:
+            seen = expert.Situation.of(q[None], (blocks + self.misjudged)[None], [task])
+            goal = expert.next_target(seen, PERIOD_S)[0]
+        goal[:6] += rng.normal(0.0, 1.0, 6) * self.noise_rad
+        return goal
 
 
-def _anywhere(rng: np.random.Generator, blocks: np.ndarray) -> np.ndarray:
-    """Tool roughly down, tip anywhere over the table, low more often than high."""
-    n = len(blocks)
-    tip = rng.uniform((0.15, -0.35, 0.0), (0.60, 0.35, 1.0), (n, 3))
-    tip[:, 2] = 0.40 * tip[:, 2] ** 1.5
-    tip[:, 2] = np.maximum(tip[:, 2], _lowest_tip(tip, blocks) + 0.003)
-    q = kinematics.tool_down(tip, rng.uniform(0.0, 0.08, n))
-    crooked = rng.random((n, 1)) < 0.5
-    return q + crooked * rng.normal(0.0, (0.05, 0.10, 0.10, 0.25, 0.15, 0.35, 0.0), (n, 7))
+def drive(rng: np.random.Generator, robot: TabletopRobot, clock: FakeClock, kinds: Sequence[str]) -> list[Look]:
+    """One episode of the expert and its whims, as the cameras saw it."""
+    robot.reset(int(rng.integers(2**31)))
+    robot.jitter(rng)
+    start_somewhere(rng, robot, share=0.5)
+    ticks = round(_EPISODE_S / TICK_S)
+    calm = float(rng.choice([0.9, 0.5, 0.2]))
+    states, blocks, seen = np.empty((ticks, 7)), np.empty((ticks, 4, 4)), []
+    track = Track(states, blocks)
+    whims, task, task_ends = Whims.draw(rng, 0, calm), tasks.sample_task(rng, kinds), 0
+    for tick in range(ticks):
+        states[tick], blocks[tick] = robot.read_state(), robot.block_poses
+        if tick >= task_ends:
+            task = tasks.sample_task(rng, kinds)
+            task_ends = tick + int(rng.integers(20, 100))
+        if tick >= whims.until:
+            whims = Whims.draw(rng, tick, calm)
+        if rng.random() < _FRAMES_A_SECOND * TICK_S:
+            seen.append(_look(robot, track, tick, task))
+        if tick % round(PERIOD_S / TICK_S) == 0:
+            robot.apply(whims.target(rng, states[tick], blocks[tick], task))
+        clock.advance(TICK_NS)
+    return seen
 
 
-def _near(rng: np.random.Generator, blocks: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """Tool down, a few centimetres above, on or beside `block` (N, 3)."""
-    n = len(blocks)
-    tip = block.copy()
-    tip[:, :2] += rng.normal(0.0, 0.025, (n, 2)) * rng.uniform(0.0, 2.0, (n, 1))
-    tip[:, 2] = rng.uniform(0.0, 1.0, n) ** 1.5 * 0.13
-    tip[:, 2] = np.maximum(tip[:, 2], _lowest_tip(tip, blocks) + 0.0005)
-    q = kinematics.tool_down(tip, np.where(rng.random(n) < 0.7, expert.GRIPPER, rng.uniform(0.0, 0.08, n)))
-    return q + rng.normal(0.0, (0.0, 0.0, 0.0, 0.02, 0.02, 0.10, 0.0), (n, 7))
+def start_somewhere(rng: np.random.Generator, robot: TabletopRobot, share: float) -> None:
+    """This share of the episodes begins with the arm anywhere above the blocks, the others at home."""
+    if rng.random() >= share:
+        return
+    tip = rng.uniform((0.18, -0.32, 0.06), (0.56, 0.32, 0.32))
+    q = kinematics.tool_down(tip[None], rng.uniform(0.0, 0.08))[0]
+    robot.pose(q + rng.normal(0.0, (0, 0, 0, 0.15, 0.1, 0.6, 0)))
 
 
-def _poses(rng: np.random.Generator, blocks: np.ndarray, named: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Arm poses (N, 7) for the cameras, from the mixture above. `named`, `other`: block centres (N, 3)."""
-    n = len(blocks)
-    kind = _choices(rng, _POSES, n)[:, None]
-    block = np.where(rng.random((n, 1)) < 0.72, named, other)
-    home = HOME + rng.normal(0.0, 0.04, (n, 7)) * (1, 1, 1, 1, 1, 1, 0.1)
-    start = np.where(rng.random((n, 1)) < 0.35, home, _anywhere(rng, blocks))
-    path = _roll(rng, start, block, rng.uniform(0.1, 1.6, n))
-    q = np.select(
-        [kind == "path", kind == "near", kind == "home"],
-        [path, _near(rng, blocks, block), home],
-        _anywhere(rng, blocks),
-    )
-    return np.clip(q, kinematics.LOW, kinematics.HIGH)
+def _look(robot: TabletopRobot, track: Track, tick: int, task: tasks.Task) -> Look:
+    cameras = robot.cameras
+    points = [*robot.blocks.values(), np.array([*BIN_CENTRE, 0.02])]
+    uv = {
+        name: np.clip(np.nan_to_num([cameras.pixel(name, point) for point in points], nan=0.5), 0.0, 0.9999)
+        for name in robot.spec.cameras
+    }
+    visible = {
+        name: np.array([*(cameras.sees(name, colour) for colour in COLOURS), cameras.holds(name, points[4])])
+        for name in robot.spec.cameras
+    }
+    return Look(track, tick, task, cameras.render(), uv, visible)
 
 
-def _acting_states(
-    rng: np.random.Generator, q: np.ndarray, blocks: np.ndarray, named: np.ndarray, other: np.ndarray, age_s: np.ndarray
-) -> np.ndarray:
-    """The arm (N, 7) `age_s` after it was seen at `q`, with measurement noise."""
-    n = len(q)
-    going = _choices(rng, _GOINGS, n)[:, None]
-    block = np.where(going == "other", other, named)
-    drift = q + rng.normal(0.0, 0.25, (n, 7)) * (1, 1, 1, 0.5, 1, 0.5, 0.05) * age_s[:, None]
-    later = np.where(going == "drift", drift, _roll(rng, q, block, age_s))
-    later[:, :6] += rng.normal(0.0, 0.002, (n, 6))
-    later = np.clip(later, kinematics.LOW, kinematics.HIGH)
-    tip = kinematics.tip_position(later)
-    sunk = tip[:, 2] < _lowest_tip(tip, blocks) - 0.006
-    return np.where(sunk[:, None], q, later)
+def looks(
+    seed: int,
+    kinds: Sequence[str] = tasks.KINDS,
+    cameras: Mapping[str, tuple[int, int]] | tuple[str, ...] = CAMERAS,
+    image_size: tuple[int, int] = (112, 112),
+) -> Iterator[Look]:
+    """Frames without end, episode by episode, the same for the same arguments."""
+    rng = np.random.default_rng([seed_number(seed), 0xDE30])
+    clock = FakeClock()
+    robot = TabletopRobot(clock, cameras=cameras, image_size=image_size)
+    robot.connect()
+    while True:
+        yield from drive(rng, robot, clock, kinds)
 
 
 def sample_batches(
     seed: int,
-    batch_size: int,
+    frames: int,
+    per_frame: int = 2,
+    acting: int = 6,
     horizon: int = 8,
-    max_age_ms: float = 600.0,
+    max_age_ms: float = 1000.0,
     split: tasks.Split = "seen",
-    cameras: Mapping[str, tuple[int, int]] | tuple[str, ...] = CAMERAS,
-    image_size: tuple[int, int] = (112, 112),
+    kinds: Sequence[str] = tasks.KINDS,
+    source: Callable[[], Iterator[Look]] | None = None,
+    pool: int = _POOL,
+    **robot_options: object,
 ) -> Iterator[Batch]:
-    """Batches without end, the same for the same arguments. Five views of 112x112 cost 5 ms a sample on one core."""
-    rng = np.random.default_rng([seed_number(seed), 0xDE30])
-    robot = TabletopRobot(FakeClock(), cameras=cameras, image_size=image_size)
-    return _batches(rng, robot, batch_size, horizon, max_age_ms, split)
-
-
-def _batches(
-    rng: np.random.Generator, robot: TabletopRobot, n: int, horizon: int, max_age_ms: float, split: tasks.Split
-) -> Iterator[Batch]:
-    robot.connect()
-    while True:
-        yield _sample(rng, robot, n, horizon, max_age_ms, split)
-
-
-def _sample(
-    rng: np.random.Generator, robot: TabletopRobot, n: int, horizon: int, max_age_ms: float, split: tasks.Split
-) -> Batch:
-    blocks = place_blocks(rng, n, separation=0.07)
-    named_index = rng.integers(len(COLOURS), size=n)
-    other_index = (named_index + rng.integers(1, len(COLOURS), size=n)) % len(COLOURS)
-    named, other = blocks[range(n), named_index, :3], blocks[range(n), other_index, :3]
-    q = _clear_poses(rng, robot, blocks, named, other)
-    age_s = rng.uniform(0.0, max_age_ms / 1000, n)
-    states = _acting_states(rng, q, blocks, named, other, age_s)
-
-    cameras = robot.spec.cameras
-    images = {name: np.empty((n, *size, 3), dtype=np.uint8) for name, size in cameras.items()}
-    uv = {name: np.zeros((n, 2), dtype=np.float32) for name in cameras}
-    visible = {name: np.zeros(n, dtype=bool) for name in cameras}
-    for i in range(n):
-        robot.pose(q[i], blocks[i])
-        for name, image in robot.cameras.render().items():
-            images[name][i] = image
-            visible[name][i] = robot.cameras.sees(name, COLOURS[named_index[i]])
-            uv[name][i] = np.clip(np.nan_to_num(robot.cameras.pixel(name, named[i]), nan=0.5), 0.0, 0.9999)
-    return Batch(
-        images=images,
-        instructions=[tasks.sample_instruction(rng, COLOURS[index], split)[1] for index in named_index],
-        states=states.astype(np.float32),
-        feature_age_ms=(age_s * 1000).astype(np.float32),
-        targets=expert.targets(states, named, horizon, PERIOD_S).astype(np.float32),
-        target_uv=uv,
-        target_visible=visible,
-        target_position=named.astype(np.float32),
+    """Batches without end of `frames` frames, each under `per_frame` tasks and at `acting` acting states."""
+    rng = np.random.default_rng([seed_number(seed), 0xBA7C])
+    stream = source() if source is not None else looks(seed, kinds, **robot_options)  # type: ignore[arg-type]
+    return (
+        batch_of(rng, chosen, per_frame, acting, horizon, max_age_ms, split, kinds)
+        for chosen in _mixed(rng, stream, frames, pool)
     )
 
 
-def _clear_poses(
-    rng: np.random.Generator, robot: TabletopRobot, blocks: np.ndarray, named: np.ndarray, other: np.ndarray
-) -> np.ndarray:
-    """Poses (N, 7) in which the arm overlaps nothing visibly; the last resort after ten draws is the home pose."""
-    q = _poses(rng, blocks, named, other)
-    wrong = np.arange(len(q))
-    for _ in range(10):
-        overlapping = []
-        for i in wrong:
-            robot.pose(q[i], blocks[i])
-            if robot.deepest_arm_contact() > _DEEPEST_OVERLAP:
-                overlapping.append(i)
-        wrong = np.array(overlapping, dtype=int)
-        if len(wrong) == 0:
-            return q
-        q[wrong] = _poses(rng, blocks[wrong], named[wrong], other[wrong])
-    q[wrong] = HOME
-    return q
+def _mixed(rng: np.random.Generator, stream: Iterator[Look], frames: int, pool: int) -> Iterator[list[Look]]:
+    """`frames` at a time, each at random from the newest of the stream."""
+    waiting: list[Look] = []
+    for look in stream:
+        waiting.append(look)
+        if len(waiting) >= pool + frames:
+            yield [waiting.pop(int(rng.integers(len(waiting)))) for _ in range(frames)]
+
+
+def batch_of(
+    rng: np.random.Generator,
+    chosen: Sequence[Look],
+    per_frame: int,
+    acting: int,
+    horizon: int,
+    max_age_ms: float,
+    split: tasks.Split,
+    kinds: Sequence[str],
+) -> Batch:
+    """These frames under the task that was driven, and `per_frame` - 1 others."""
+    samples = [
+        (i, look, look.task if j == 0 else tasks.sample_task(rng, kinds))
+        for i, look in enumerate(chosen)
+        for j in range(per_frame)
+    ]
+    states, blocks, ages, asked = [], [], [], []
+    for _, look, task in samples:
+        last = len(look.track.states) - 1 - look.tick
+        later = np.minimum(rng.integers(0, round(max_age_ms / 1000 / TICK_S) + 1, acting), last)
+        states.append(look.track.states[look.tick + later])
+        blocks.append(look.track.blocks[look.tick + later])
+        ages.append(later * TICK_S * 1000)
+        asked += [task] * acting
+    acting_states = np.concatenate(states)
+    acting_states[:, :6] += rng.normal(0.0, 0.002, (len(acting_states), 6))
+    chunks = expert.targets(expert.Situation.of(acting_states, np.concatenate(blocks), asked), horizon, PERIOD_S)
+    objects = np.array([_objects(task) for _, _, task in samples])
+    rows = np.arange(len(samples))[:, None]
+    bin_centre = np.array([[*BIN_CENTRE, 0.02]])
+    positions = np.array([np.vstack([look.track.blocks[look.tick, :, :3], bin_centre]) for _, look, _ in samples])
+    cameras = chosen[0].images
+    return Batch(
+        images={name: np.stack([look.images[name] for look in chosen]) for name in cameras},
+        image_index=np.array([i for i, _, _ in samples]),
+        instructions=[tasks.sample_wording(rng, task, split) for _, _, task in samples],
+        states=acting_states.reshape(len(samples), acting, 7).astype(np.float32),
+        feature_age_ms=np.array(ages, dtype=np.float32),
+        targets=chunks.reshape(len(samples), acting, horizon, 7).astype(np.float32),
+        truth=Truth(
+            {name: np.array([look.uv[name] for _, look, _ in samples], np.float32)[rows, objects] for name in cameras},
+            {name: np.array([look.visible[name] for _, look, _ in samples])[rows, objects] for name in cameras},
+            positions[rows, objects].astype(np.float32),
+        ),
+    )
+
+
+def _objects(task: tasks.Task) -> tuple[int, int]:
+    """What the task names first, and where that goes: indices into OBJECTS."""
+    first = COLOURS.index(task.colour)
+    if task.kind == "stack":
+        assert task.on is not None
+        return first, COLOURS.index(task.on)
+    return first, OBJECTS.index("bin") if task.kind == "bin" else first

@@ -16,7 +16,7 @@ def place_blocks(
     rng: np.random.Generator,
     count: int,
     avoid: np.ndarray | None = None,
-    separation: float = 0.08,
+    separation: float = 0.09,
     clearance: float = 0.10,
 ) -> np.ndarray:
     """Blocks resting on the work area, (N, 4 blocks, 4): x, y, z, yaw.

@@ -16,9 +16,10 @@ from control.captures import Captures
 from control.clock import NS_PER_MS, NS_PER_S, Clock
 from control.messages import Instruction, RobotSpec
 from sim import kinematics, tasks
+from sim.appearance import Appearance
 from sim.cameras import Cameras
 from sim.gl import RenderingUnavailable, load_mujoco
-from sim.judging import TouchJudge
+from sim.judging import TaskJudge
 from sim.options import camera_sizes, seed_number
 from sim.placement import place_blocks
 from sim.scene import COLOURS, TIMESTEP_S, table_top_xml
@@ -30,6 +31,7 @@ log = logging.getLogger("robot")
 HOME = kinematics.tool_down(np.array([[0.30, 0.0, 0.24]]), 0.03)[0]
 STEP_NS = round(TIMESTEP_S * NS_PER_S)
 MAX_STEPS_A_CALL = NS_PER_S // 4 // STEP_NS
+LOOK_STEPS = 5  # physics steps from one look at the blocks to the next
 _HAND = ("hand", "finger_left", "finger_right")
 
 
@@ -68,9 +70,10 @@ class TabletopRobot:
         self._data: Any = None
         self._cameras: Cameras | None = None
         self._physics_ns = 0
+        self._steps = 0
         self.dropped_ns = 0  # physics time given up because a call came more than 0.25 s after the one before
         self._told_dropped_ns, self._told_ns = 0, -NS_PER_S
-        self._touch = TouchJudge()
+        self._judge = TaskJudge()
 
     @property
     def spec(self) -> RobotSpec:
@@ -114,26 +117,29 @@ class TabletopRobot:
         self._catch_up()
         if self._reset_on_instruction:
             self._replace_blocks(np.random.default_rng([self._seed, instruction.id]))
-        self._touch = TouchJudge(tasks.parse(instruction.text), self._contacts())
+        self._judge = TaskJudge(tasks.parse(instruction.text), self._contacts(), self.blocks)
+        self._steps = 0  # of this judge: the same episode is judged the same, whatever was before
 
     def judge(self) -> bool | None:
-        """True once the gripper touched the named block before any other, since `begin`. None for an unknown task.
-
-        A block that the gripper was already touching at `begin` counts as another only after the gripper left it.
-        """
+        """Whether the task is done, as judging.py says; None for an unknown task."""
         if self._data is not None:
             self._catch_up()
-        return self._touch.verdict
+        return self._judge.verdict
 
     @property
     def task(self) -> tasks.Task | None:
         """What the last instruction was understood as."""
-        return self._touch.task
+        return self._judge.task
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can change the verdict any more."""
+        return self._judge.is_over
 
     @property
     def touched(self) -> tuple[str, ...]:
         """The blocks that the gripper touched since `begin` or `reset`, in the order of the first touch."""
-        return tuple(self._touch.touched)
+        return tuple(self._judge.touched)
 
     @property
     def cameras(self) -> Cameras:
@@ -149,19 +155,32 @@ class TabletopRobot:
         return {colour: self._data.body(colour).xpos.copy() for colour in COLOURS}
 
     @property
+    def block_poses(self) -> np.ndarray:
+        """(4, 4): x, y, z in m and yaw in rad of every block in the order of COLOURS, as of the last physics step."""
+        self._load()
+        rows = []
+        for colour in COLOURS:
+            body = self._data.body(colour)
+            axes = body.xmat.reshape(3, 3)
+            flat = int(np.argmin(np.abs(axes[2, :2])))  # of the two sides, the one that is nearer to level
+            rows.append((*body.xpos, np.arctan2(axes[1, flat], axes[0, flat])))
+        return np.array(rows)
+
+    @property
     def tip(self) -> np.ndarray:
         """The point between the ends of the fingers, (3,) m, as of the last physics step."""
         self._load()
         return self._data.site("tip").xpos.copy()
 
     def reset(self, seed: int) -> None:
-        """A fresh episode: arm at home, blocks placed at random by `seed`, at least 8 cm apart. Judging starts over."""
+        """A fresh episode: arm at home, blocks placed at random by `seed`, at least 9 cm apart. Judging starts over."""
         self._load()
         self._mujoco.mj_resetData(self._model, self._data)
         rng = np.random.default_rng([seed_number(seed), 0xB10C])
+        self._look.draw(self._model, rng)
         self.pose(HOME, place_blocks(rng, 1, avoid=None)[0])
         self._physics_ns = self._clock.now_ns()
-        self._touch = TouchJudge()
+        self._judge = TaskJudge()
 
     def pose(self, joints: np.ndarray, blocks: np.ndarray | None = None) -> None:
         """Put the arm at `joints` (7,) and the blocks at `blocks` (4, 4): x, y, z, yaw in the order of COLOURS.
@@ -179,13 +198,19 @@ class TabletopRobot:
             self._set_blocks(blocks)
         self._mujoco.mj_forward(self._model, data)
 
+    def jitter(self, rng: np.random.Generator) -> None:
+        """Other light, and cameras that are mounted a little differently: up to 2 mm and 0.15 degrees off."""
+        self._load()
+        self._look.draw(self._model, rng)
+        self._mujoco.mj_forward(self._model, self._data)
+
     def draw(self, seed: int, count: int) -> Captures:
         """See `control.robot.Draws`: scenes and poses as in training, from this seed."""
         from sim.demonstrations import sample_batches  # it drives this robot
 
-        cameras = self._spec.cameras
-        batch = next(sample_batches(seed, count, cameras=cameras))
-        return Captures(batch.images, batch.states.astype(np.float64), tuple(batch.instructions))
+        batches = sample_batches(seed, count, per_frame=1, acting=1, pool=4 * count, cameras=self._spec.cameras)
+        batch = next(batches)
+        return Captures(batch.images, batch.states[:, 0].astype(np.float64), tuple(batch.instructions))
 
     def deepest_arm_contact(self) -> float:
         """How deep the arm overlaps anything right now, m; 0 where nothing touches. For choosing poses to render."""
@@ -206,6 +231,7 @@ class TabletopRobot:
         self._finger_address = np.array([model.joint(name).qposadr[0] for name in _HAND[1:]])
         self._block_address = [model.joint(colour).qposadr[0] for colour in COLOURS]
         self._block_velocity = [model.joint(colour).dofadr[0] for colour in COLOURS]
+        self._look = Appearance(model)
         self._cameras = Cameras(model, self._data, self._spec.cameras)
         hand = [model.body(name).id for name in _HAND]
         self._is_hand = np.isin(model.geom_bodyid, hand)
@@ -228,9 +254,16 @@ class TabletopRobot:
             steps = MAX_STEPS_A_CALL
             self._tell_dropped()
         self._physics_ns += steps * STEP_NS
+        if steps and self._judge.task is None:
+            self._mujoco.mj_step(self._model, self._data, steps)
+            return
         for _ in range(steps):
             self._mujoco.mj_step(self._model, self._data)
-            self._touch.watch(self._contacts())
+            touching = self._contacts()
+            self._judge.watch(touching)
+            self._steps += 1
+            if self._steps % LOOK_STEPS == 0:
+                self._judge.look(self.blocks, touching, LOOK_STEPS * TIMESTEP_S)
 
     def _tell_dropped(self) -> None:
         """Once a second at most: a machine that is too slow drops time in every call."""

@@ -196,6 +196,62 @@ def test_every_instruction_finds_the_blocks_in_new_seeded_places():
     assert not np.array_equal(first[0], first[1])
 
 
+def test_poses_of_the_blocks_are_told_with_their_yaw_even_when_they_lie_on_another_side(bench):
+    blocks = ROW.copy()
+    blocks[:, 3] = (0.3, -0.4, 1.2, 2.9)
+    bench.robot.pose(HOME, blocks)
+    np.testing.assert_allclose(bench.robot.block_poses, blocks, atol=1e-9)
+    rolled = bench.robot._data.qpos[bench.robot._block_address[0] :][:7]
+    rolled[3:] = (np.cos(np.pi / 4), np.sin(np.pi / 4), 0, 0)  # a quarter turn about x: another face is up
+    bench.robot.pose(HOME)
+    x, y, _, yaw = bench.robot.block_poses[0]
+    assert (x, y) == pytest.approx((0.36, -0.18)) and yaw % (np.pi / 2) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_an_episode_is_judged_the_same_whatever_was_before():
+    def verdicts(steps_before: int) -> list[bool | None]:
+        clock = FakeClock()
+        robot = TabletopRobot(clock)
+        robot.begin(Instruction(0, 0, 1, 1, "push the red block left"))
+        clock.advance(2_000_000 * steps_before)
+        robot.read_state()
+        blocks = ROW.copy()
+        robot.pose(HOME, blocks)
+        robot.begin(Instruction(0, 0, 1, 2, "push the red block left"))
+        blocks[0, 1] += 0.09
+        robot.pose(HOME, blocks)
+        found = []
+        for _ in range(10):
+            clock.advance(2_000_000)
+            found.append(robot.judge())
+        return found
+
+    assert verdicts(0) == verdicts(3) == [False] * 4 + [True] * 6
+
+
+def test_every_reset_has_its_own_light_and_mounts_and_jitter_gives_others(bench):
+    def look() -> np.ndarray:
+        model = bench.robot._model
+        return np.concatenate([model.cam_pos.ravel(), model.light_diffuse.ravel()])
+
+    bench.robot.reset(1)
+    first = look()
+    bench.robot.reset(2)
+    assert not np.array_equal(look(), first)
+    bench.robot.reset(1)
+    assert np.array_equal(look(), first)
+    bench.robot.jitter(np.random.default_rng(0))
+    assert not np.array_equal(look(), first)
+
+
+def test_nothing_changes_the_verdict_of_a_touch_that_was_wrong(bench):
+    bench.robot.pose(HOME, ROW)
+    bench.say("touch the green block")
+    assert not bench.robot.is_over
+    poke(bench, "blue")
+    assert bench.robot.is_over and bench.robot.judge() is False
+
+
 def test_a_block_can_be_gripped_and_lifted(bench):
     blocks = ROW.copy()
     blocks[1, 1] = 0.0
