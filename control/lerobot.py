@@ -21,17 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
-from control.clock import NS_PER_MS, NS_PER_S
+from control.clock import NS_PER_S
+from control.episodes import MAX_AGE_MS, actions, expect_same_robot, is_too_old, spans
 from control.errors import ConfigError, RecordingError
 from control.lerobot_files import DatasetFiles, describe, load_pyarrow
-from control.messages import ActionChunk, Mode, RobotSpec
 from control.recording_images import StoredFrames
 from control.recording_reader import Recording, read_recording
 
 _TOPICS = ("frames", "state", "instruction", "action", "label", "episode")
-_MAX_AGE_MS = 500.0  # of the state or capture of a row
 _PERIOD_TOLERANCE = 0.02
-_ENDLESS_NS = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +82,7 @@ def export(
             recording = read_recording(file, _TOPICS)
             if recording.lost:
                 exported.lost.append(recording.lost)
-            _expect_same_robot(spec or recording.spec, recording)
+            expect_same_robot(spec or recording.spec, recording)
             spec = spec or recording.spec
             own_period_s = _period(recording)
             if own_period_s is None:
@@ -115,19 +113,8 @@ def export(
 
 def _why_none(exported: Exported, only_successes: bool) -> str:
     if exported.dropped:
-        return f"{exported.dropped} actions had no state or capture within {_MAX_AGE_MS:g} ms before them"
+        return f"{exported.dropped} actions had no state or capture within {MAX_AGE_MS:g} ms before them"
     return "no episode is a success" if only_successes else "they hold no labels, and no actions of mode RUN"
-
-
-def _expect_same_robot(expected: RobotSpec, recording: Recording) -> None:
-    """Limits may differ, names and cameras may not: they are the columns."""
-    for what in ("name", "cameras", "state_names", "action_names"):
-        ours, theirs = getattr(expected, what), getattr(recording.spec, what)
-        if ours != theirs:
-            raise ConfigError(
-                f"{recording.file}: expected {what} {ours} as in the recordings before, got {theirs};"
-                " a dataset holds one robot, export the others to another folder"
-            )
 
 
 def _period(recording: Recording) -> float | None:
@@ -139,13 +126,13 @@ def _period(recording: Recording) -> float | None:
 
 def _episodes(recording: Recording, period_s: float, only_successes: bool, exported: Exported) -> list[Rows]:
     found: list[Rows] = []
-    for task, begin_ns, end_ns in _spans(recording, only_successes):
-        stamps, actions = _actions(recording, begin_ns, end_ns)
+    for task, begin_ns, end_ns in spans(recording, only_successes):
+        stamps, done = actions(recording, begin_ns, end_ns)
         runs: list[list[tuple[int, np.ndarray, int, int]]] = []
         before_ns = None
-        for stamp_ns, action in zip(stamps, actions, strict=True):
+        for stamp_ns, action in zip(stamps, done, strict=True):
             state, capture = recording.newest("state", stamp_ns), recording.newest("frames", stamp_ns)
-            if _is_too_old(recording, "state", state, stamp_ns) or _is_too_old(recording, "frames", capture, stamp_ns):
+            if is_too_old(recording, "state", state, stamp_ns) or is_too_old(recording, "frames", capture, stamp_ns):
                 exported.dropped += 1
                 continue
             if before_ns is None or stamp_ns - before_ns > 1.5 * period_s * NS_PER_S:
@@ -155,49 +142,6 @@ def _episodes(recording: Recording, period_s: float, only_successes: bool, expor
             runs[-1].append((stamp_ns, action, state, capture))
         found += [_rows(recording, task, run) for run in runs]
     return found
-
-
-def _spans(recording: Recording, only_successes: bool) -> list[tuple[str, int, int]]:
-    """Task, begin and end: the marked episodes, else one an instruction."""
-    if recording.episodes:
-        return [
-            (episode.task, episode.begin_ns, episode.end_ns or _ENDLESS_NS)
-            for episode in recording.episodes
-            if episode.success or not only_successes
-        ]
-    if only_successes:
-        return []
-    spans: list[tuple[str, int, int]] = []
-    last: tuple[int, str] = (0, "")
-    for action in recording.actions:
-        text = _text(recording, action)
-        if text is not None and (action.instruction_id, text) != last:
-            if spans:
-                spans[-1] = (*spans[-1][:2], action.stamp_ns)
-            spans.append((text, action.stamp_ns, _ENDLESS_NS))
-            last = action.instruction_id, text
-    return spans
-
-
-def _text(recording: Recording, action: ActionChunk) -> str | None:
-    """Of the instruction that an action followed. Its id begins at 1 again with each controller."""
-    said = [row for row in recording.instructions if row.id == action.instruction_id]
-    before = [row for row in said if row.stamp_ns <= action.stamp_ns]
-    return (before or said)[-1 if before else 0].text if said else None
-
-
-def _actions(recording: Recording, begin_ns: int, end_ns: int) -> tuple[list[int], list[np.ndarray]]:
-    """Stamps and first targets (A,) inside [begin, end)."""
-    for topic, nouns in (("label", recording.labels), ("action", recording.actions)):
-        first, end = np.searchsorted(recording.log_ns[topic], (begin_ns, end_ns))
-        chosen = [noun for noun in nouns[first:end] if len(noun.targets) and getattr(noun, "mode", "RUN") == Mode.RUN]
-        if chosen:
-            return [noun.stamp_ns for noun in chosen], [noun.targets[0] for noun in chosen]
-    return [], []
-
-
-def _is_too_old(recording: Recording, topic: str, index: int, stamp_ns: int) -> bool:
-    return index < 0 or stamp_ns - recording.log_ns[topic][index] > _MAX_AGE_MS * NS_PER_MS
 
 
 def _rows(recording: Recording, task: str, run: list[tuple[int, np.ndarray, int, int]]) -> Rows:

@@ -24,6 +24,7 @@ VLA_MAY_USE = {
     "control.errors",
     "control.head",
     "control.reasons",
+    "control.episodes",
     "control.recording_format",
     "control.recording_images",
     "control.recording_reader",

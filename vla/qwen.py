@@ -227,8 +227,12 @@ class QwenBackbone(nn.Module):
 
         `images` holds the (views, N, 588) uint8 patches of each of `prompt.groups`.
         """
-        model = self.language
         seen = [self.vision(patches, group.size) for patches, group in zip(images, prompt.groups, strict=True)]
+        return self.hidden(seen, prompt)
+
+    def hidden(self, seen: Sequence[torch.Tensor], prompt: Prompt) -> torch.Tensor:
+        """As `forward`, from the (views, M, D) image embeddings of each of `prompt.groups`."""
+        model = self.language
         rows, length = prompt.token_ids.shape
         hidden = model.embed_tokens(prompt.token_ids).flatten(0, 1)
         for group, image in zip(prompt.groups, seen, strict=True):

@@ -16,15 +16,22 @@ HORIZON, PERIOD_S = 8, 0.1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SquaresTruth:
+    uv: dict[str, np.ndarray]
+    visible: dict[str, np.ndarray]
+    position: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SquaresBatch:
     images: dict[str, np.ndarray]
+    image_index: np.ndarray
     instructions: list[str]
     states: np.ndarray
     feature_age_ms: np.ndarray
     targets: np.ndarray
-    target_uv: dict[str, np.ndarray]
-    target_visible: dict[str, np.ndarray]
-    target_position: np.ndarray
+    truth: SquaresTruth | None
+    windows: np.ndarray | None = None
 
 
 def robot(views: int = 5, side: int = 112) -> RobotSpec:
@@ -40,8 +47,8 @@ def robot(views: int = 5, side: int = 112) -> RobotSpec:
     )
 
 
-def batches(seed: int, size: int, views: int = 5, side: int = 112) -> Iterator[SquaresBatch]:
-    """Each view shows the table (0.4 x 0.4 m) shifted by its own offset; squares may leave the image."""
+def batches(seed: int, size: int, views: int = 5, side: int = 112, acting: int = 1) -> Iterator[SquaresBatch]:
+    """One sample a frame. Each view shows the table (0.4 x 0.4 m) with an offset of its own; squares may leave it."""
     rng = np.random.default_rng(seed)
     names = list(COLOURS)
     shifts = np.random.default_rng(7).uniform(-0.15, 0.15, (views, 2))
@@ -62,14 +69,15 @@ def batches(seed: int, size: int, views: int = 5, side: int = 112) -> Iterator[S
                     ]
             place = spots[np.arange(size), chosen] + shifts[view]
             images[f"view{view}"] = frames
-            uv[f"view{view}"] = place.astype(np.float32)
-            visible[f"view{view}"] = ((place >= 0) & (place < 1)).all(axis=1)
-        position = np.zeros((size, 3), dtype=np.float32)
-        position[:, :2] = (spots[np.arange(size), chosen] - 0.5) * 0.4
-        states = rng.normal(0, 0.5, (size, 7)).astype(np.float32)
-        goal = np.zeros((size, 7), dtype=np.float32)
-        goal[:, :2] = position[:, :2] * 5
-        fractions = (np.arange(1, HORIZON + 1, dtype=np.float32) / HORIZON)[None, :, None]
-        targets = states[:, None] + fractions * (goal - states)[:, None]
-        ages = rng.uniform(0, 600, size).astype(np.float32)
-        yield SquaresBatch(images, instructions, states, ages, targets, uv, visible, position)
+            uv[f"view{view}"] = place.astype(np.float32)[:, None]
+            visible[f"view{view}"] = ((place >= 0) & (place < 1)).all(axis=1)[:, None]
+        position = np.zeros((size, 1, 3), dtype=np.float32)
+        position[:, 0, :2] = (spots[np.arange(size), chosen] - 0.5) * 0.4
+        states = rng.normal(0, 0.5, (size, acting, 7)).astype(np.float32)
+        goal = np.zeros((size, 1, 1, 7), dtype=np.float32)
+        goal[:, 0, 0, :2] = position[:, 0, :2] * 5
+        fractions = (np.arange(1, HORIZON + 1, dtype=np.float32) / HORIZON)[:, None]
+        targets = states[:, :, None] + fractions * (goal - states[:, :, None])
+        ages = rng.uniform(0, 600, (size, acting)).astype(np.float32)
+        truth = SquaresTruth(uv, visible, position)
+        yield SquaresBatch(images, np.arange(size), instructions, states, ages, targets, truth)

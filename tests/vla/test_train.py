@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,35 +17,45 @@ from vla.assemble import load_encoder
 from vla.encoder import QwenEncoder
 from vla.engine import Engine
 from vla.errors import TrainingFault
-from vla.learner import Collator, Learner
 from vla.policy import load_head
-from vla.policy_spec import PolicySpec, PoolingChoice, identify, load_spec, verify
+from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, identify, load_spec, verify
 from vla.prompt import Prompter
 from vla.qwen import QwenBackbone
-from vla.train import train
+from vla.training.checkpoint import Progress
+from vla.training.learner import Collator, Learner
+from vla.training.train import Schedule, Shape, train
 
 VIEWS, SIDE = 2, 56
 
 
+SHAPE = Shape(squares.HORIZON, squares.PERIOD_S, head=HeadChoice(kind="regression", hidden=64), queries=1)
+ROBOT = squares.robot(VIEWS, SIDE)
+
+
 def run(folder: Path, **changes: object) -> tuple[dict[str, float], list[str]]:
+    """Three steps on four batches, or what `changes` say."""
     lines: list[str] = []
-    options: dict[str, object] = {"steps": 3, "log": lines.append, "log_every": 1}
+    asked = {"steps": 3, "measure_every": 1, "minutes": None} | changes
+    schedule = Schedule(**{name: asked.pop(name) for name in list(asked) if name in Schedule.__slots__})  # type: ignore[arg-type]
+    options: dict[str, object] = {
+        "batches": lambda seed: itertools.islice(squares.batches(seed + 1, 8, VIEWS, SIDE, acting=2), 4),
+        "shape": SHAPE,
+        "log": lines.append,
+    }
     errors = train(
-        itertools.islice(squares.batches(1, 8, VIEWS, SIDE), 4),
-        list(itertools.islice(squares.batches(2, 8, VIEWS, SIDE), 1)),
-        folder,
-        squares.robot(VIEWS, SIDE),
-        squares.HORIZON,
-        squares.PERIOD_S,
-        squares.WORDINGS,
-        **(options | changes),  # type: ignore[arg-type]
+        out_folder=folder,
+        validation_batches=list(itertools.islice(squares.batches(2, 8, VIEWS, SIDE), 1)),
+        robot=ROBOT,
+        wordings=squares.WORDINGS,
+        schedule=schedule,
+        **(options | asked),  # type: ignore[arg-type]
     )
     return errors, lines
 
 
 def test_training_leaves_a_whole_policy_that_encodes_and_acts(tmp_path: Path) -> None:
     errors, lines = run(tmp_path)
-    assert set(errors) == {"position_cm", "joint", "joint_mean", "cell"}
+    assert set(errors) == {"position_cm", "chunk", "joint", "joint_mean", "cell"}
     assert sum("samples/s" in line for line in lines) == 3
     spec = verify(tmp_path)
     assert spec.provenance["steps"] == 3 and spec.fits(squares.robot(VIEWS, SIDE)) == []
@@ -51,7 +63,7 @@ def test_training_leaves_a_whole_policy_that_encodes_and_acts(tmp_path: Path) ->
     batch = next(squares.batches(3, 1, VIEWS, SIDE))
     captured = Frames(1, 1, {name: images[0] for name, images in batch.images.items()})
     features = load_encoder(tmp_path, "cpu", 1).encode(captured, instruction(batch.instructions[0]))
-    assert load_head(tmp_path).act(features.tokens, batch.states[0].astype(np.float64), 0.0).shape == (8, 7)
+    assert load_head(tmp_path).act(features.tokens, batch.states[0, 0].astype(np.float64), 0.0).shape == (8, 7)
     size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert size < 5_000_000
 
@@ -62,18 +74,21 @@ def test_the_policy_acts_as_the_learner_that_was_trained(tiny: QwenBackbone, pro
     spec = PolicySpec(
         name="x", backbone="backbone", geometry="tiny", width=32, cameras=robot.cameras, state_names=robot.state_names,
         action_names=robot.action_names, horizon=8, period_s=0.1, pooling=PoolingChoice(view="attention"),
+        head=HeadChoice(kind="regression"),
     )  # fmt: skip
     learner = Learner(spec, tiny).eval()
     batch = next(squares.batches(3, 4, VIEWS, SIDE))
     learner.normalise_by([batch])
     with torch.inference_mode():
-        steps = learner(Collator(spec, prompter)(batch)).steps
+        inputs = Collator(spec, prompter)(batch)
+        features = learner.see(inputs).features
+        steps = learner.head.predict(features, inputs.states[:, 0], inputs.age_ms[:, 0])
     encoder = QwenEncoder(spec, Engine(tiny, learner.pool), prompter, learner.aggregate, "x", 1)
     for sample in range(4):
         captured = Frames(1, 1, {name: images[sample] for name, images in batch.images.items()})
         features = encoder.encode(captured, instruction(batch.instructions[sample]))
-        state = batch.states[sample].astype(np.float64)
-        chunk = learner.head.act(features.tokens, state, float(batch.feature_age_ms[sample]))
+        state = batch.states[sample, 0].astype(np.float64)
+        chunk = learner.head.act(features.tokens, state, float(batch.feature_age_ms[sample, 0]))
         wanted = state + (steps[sample] * learner.head.step_std + learner.head.step_mean).numpy()
         np.testing.assert_allclose(chunk, wanted, atol=1e-4)
 
@@ -82,10 +97,13 @@ def test_cells_and_offsets_come_from_the_pixel_place(tiny: QwenBackbone, prompte
     spec = tiny_learner_spec()
     learner = Learner(spec, tiny)
     batch = next(squares.batches(3, 2, 1, 112))
-    batch.target_uv["view0"][:] = [[0.3, 0.9], [0.999, 0.0]]
-    cell, offset = learner.cells(Collator(spec, prompter)(batch))
-    assert cell.tolist() == [[3 * 4 + 1], [3]]
-    np.testing.assert_allclose(offset[0, 0], [0.3 * 4 - 1.5, 0.9 * 4 - 3.5], atol=1e-5)
+    assert batch.truth is not None
+    batch.truth.uv["view0"][:, 0] = [[0.3, 0.9], [0.999, 0.0]]
+    sighting = Collator(spec, prompter)(batch).sighting
+    assert sighting is not None
+    cell, offset = learner.cells(sighting)
+    assert cell.tolist() == [[[3 * 4 + 1]], [[3]]]
+    np.testing.assert_allclose(offset[0, 0, 0], [0.3 * 4 - 1.5, 0.9 * 4 - 3.5], atol=1e-5)
 
 
 def tiny_learner_spec() -> PolicySpec:
@@ -93,17 +111,14 @@ def tiny_learner_spec() -> PolicySpec:
     return PolicySpec(
         name="x", backbone="backbone", geometry="tiny", width=32, cameras=robot.cameras, state_names=robot.state_names,
         action_names=robot.action_names, horizon=8, period_s=0.1, pooling=PoolingChoice(view="attention"),
+        head=HeadChoice(kind="regression"),
     )  # fmt: skip
 
 
 def test_the_loss_falls_on_a_batch_that_is_seen_again_and_again(tmp_path: Path) -> None:
     batch = next(squares.batches(1, 8, VIEWS, SIDE))
-    lines: list[str] = []
-    train(
-        [batch] * 40, [], tmp_path, squares.robot(VIEWS, SIDE), 8, 0.1, squares.WORDINGS, steps=40, log=lines.append,
-        log_every=10, seed=3,
-    )  # fmt: skip
-    chunk = [float(line.split("chunk ")[1].split()[0]) for line in lines if "chunk" in line]
+    _, lines = run(tmp_path, batches=lambda seed: [batch] * 100, steps=100, measure_every=10, seed=3)
+    chunk = [float(line.split("chunk ")[1].split()[0]) for line in lines if "min step" in line]
     assert chunk[-1] < 0.7 * chunk[0]
 
 
@@ -120,13 +135,13 @@ def test_training_goes_on_from_a_policy_with_its_normalisation(tmp_path: Path) -
 def test_going_on_from_a_policy_of_another_horizon_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(ValueError, match="it has horizon 8 at 0.1 s, asked for 4 at 0.1 s"):
-        train([], [], tmp_path / "on", squares.robot(VIEWS, SIDE), 4, 0.1, (), steps=1, start_from=tmp_path)
+        run(tmp_path / "on", shape=Shape(4, 0.1), start_from=tmp_path)
 
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_training_that_would_never_end_is_refused(tmp_path: Path, minutes: float) -> None:
     with pytest.raises(TrainingFault, match="minutes of training must be a finite number above 0, got"):
-        run(tmp_path, steps=None, max_minutes=minutes)
+        run(tmp_path, steps=None, minutes=minutes)
 
 
 def test_no_step_is_no_training(tmp_path: Path) -> None:
@@ -142,7 +157,7 @@ def test_a_policy_is_replaced_only_when_that_is_asked_for(tmp_path: Path) -> Non
     assert identify(tmp_path / "policy") == before
     run(tmp_path / "policy", steps=1, seed=1, overwrite=True)
     assert identify(tmp_path / "policy") != before
-    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".policy.training", "policy"]
 
 
 def test_a_folder_with_other_files_is_refused_before_training(tmp_path: Path) -> None:
@@ -178,7 +193,70 @@ def test_a_checkpoint_that_fails_leaves_the_last_one_whole(tmp_path: Path, monke
 def test_batches_with_nan_end_training_with_the_reason(tmp_path: Path) -> None:
     batch = next(squares.batches(1, 8, VIEWS, SIDE))
     spoiled = next(squares.batches(2, 8, VIEWS, SIDE))
-    spoiled.targets[0, 0, 0] = np.nan
-    with pytest.raises(ArithmeticError, match="training diverged.*look for NaN in the batches"):
-        train([batch] * 40 + [spoiled], [], tmp_path, squares.robot(VIEWS, SIDE), 8, 0.1, squares.WORDINGS, steps=41,
-              log=lambda line: None)  # fmt: skip
+    spoiled.targets[0, 0, 0, 0] = np.nan
+    with pytest.raises(TrainingFault, match="holds NaN or infinity in its targets: the data is damaged"):
+        run(tmp_path, batches=lambda seed: [batch] * 40 + [spoiled], steps=41)
+
+
+def test_a_resumed_training_is_where_it_was(tmp_path: Path) -> None:
+    """Interrupted after two steps and resumed, against one that ran through on the same batches."""
+    made = list(itertools.islice(squares.batches(1, 8, VIEWS, SIDE), 4))
+    run(tmp_path / "whole", batches=lambda seed: made, steps=4)
+
+    def until_interrupted(seed: int) -> Iterator[squares.SquaresBatch]:
+        yield from made[:2]
+        raise KeyboardInterrupt
+
+    def normalised_by_all(seed: int) -> Iterator[squares.SquaresBatch]:
+        return iter(made)
+
+    seen: list[int] = []
+    counted = Progress.met
+
+    def met(self: Progress, *ages: float) -> None:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(1)
+        counted(self, *ages)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "met", met)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "cut", batches=normalised_by_all, steps=4, save_every_minutes=0.0)
+    assert load_spec(tmp_path / "cut").provenance["steps"] == 2
+    _, lines = run(tmp_path / "cut", batches=lambda seed: made[2:], steps=4, resume=True)
+    assert any("going on at step 2" in line for line in lines)
+    whole, cut = (load_head(tmp_path / name) for name in ("whole", "cut"))
+    torch.testing.assert_close(cut.out.weight, whole.out.weight, atol=1e-6, rtol=0)  # type: ignore[attr-defined]
+    assert load_spec(tmp_path / "cut").provenance["samples"] == 32
+
+
+def test_a_state_of_another_training_is_not_gone_on_with(tmp_path: Path) -> None:
+    run(tmp_path / "policy")
+    with pytest.raises(TrainingFault, match="holds the state of another training: seed was 0, is now 7"):
+        run(tmp_path / "policy", seed=7, resume=True)
+    (tmp_path / ".policy.training" / "state" / "state.safetensors").write_bytes(b"cut")
+    with pytest.raises(TrainingFault, match="not a whole training state"):
+        run(tmp_path / "policy", resume=True)
+
+
+def test_training_ends_when_the_held_out_error_no_longer_falls(tmp_path: Path) -> None:
+    batch = next(squares.batches(1, 8, VIEWS, SIDE))
+    _, lines = run(tmp_path, batches=lambda seed: [batch] * 60, steps=60, patience=3, learning_rate=1e-9)
+    assert 4 <= sum("min step" in line for line in lines) < 30
+
+
+def test_without_truth_only_the_action_loss_is_left(tmp_path: Path) -> None:
+    blind = [replace(batch, truth=None) for batch in itertools.islice(squares.batches(1, 8, VIEWS, SIDE), 3)]
+    errors, lines = run(tmp_path, batches=lambda seed: blind)
+    assert "cell" not in lines[-2].split("|")[0] and "chunk" in lines[-2]
+    assert errors["chunk"] > 0
+
+
+@pytest.mark.parametrize("kind", ["regression", "flow-matching"])
+def test_each_head_is_trained_end_to_end(tmp_path: Path, kind: str) -> None:
+    shape = Shape(squares.HORIZON, squares.PERIOD_S, head=HeadChoice(kind=kind, hidden=32), queries=1)  # type: ignore[arg-type]
+    run(tmp_path, shape=shape)
+    assert load_spec(tmp_path).head.kind == kind
+    chunk = load_head(tmp_path).act(np.zeros((VIEWS, 128), np.float32), np.zeros(7), 100.0)
+    assert chunk.shape == (8, 7)

@@ -1,0 +1,159 @@
+"""Training on recordings: what is taken from them, what is refused, and both ways of training."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from control.clock import NS_PER_MS
+from control.messages import Frames, Instruction, RobotSpec, State
+from control.recording import RecordingWriter
+from control.recording_format import Label
+from control.recording_images import ImageCodec
+from tests.recordings import action
+from tests.vla import squares
+from vla.errors import TrainingFault
+from vla.policy import load_head
+from vla.policy_spec import HeadChoice, load_spec, verify
+from vla.training.features import FeatureSet
+from vla.training.from_recordings import train_end_to_end, train_head_only
+from vla.training.parts import HeadSchedule
+from vla.training.recorded import batches, held_out_batches, load_recordings
+from vla.training.train import Schedule
+
+SIDE, HORIZON = 56, 8
+ROBOT = squares.robot(2, SIDE)
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def record(file: Path, episodes: int = 3, labels: bool = True, robot: RobotSpec = ROBOT, ticks: int = 12) -> Path:
+    """Episodes with a frame and a tick every 100 ms; state value 0 of tick i is i / 10, its target 1 further."""
+    rng = np.random.default_rng(len(file.name))
+    stamp = 5_000_000_000
+    with RecordingWriter(file, robot, images=ImageCodec("webp")) as writer:
+        for number in range(episodes):
+            text = squares.WORDINGS[number % len(squares.WORDINGS)]
+            writer.begin_episode(stamp, number, text, seed=number)
+            writer.write(Instruction(number, stamp, 1, number + 1, text))
+            for tick in range(ticks):
+                stamp += 100 * NS_PER_MS
+                images = {
+                    name: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for name, size in robot.cameras.items()
+                }
+                writer.write(Frames(tick, stamp, images))
+                values = np.full(len(robot.state_names), tick / 10)
+                writer.write(State(tick, stamp, values))
+                chunk = np.tile(values + 1, (HORIZON, 1)) + np.arange(HORIZON)[:, None] / 10
+                if labels:
+                    writer.write(Label(stamp, chunk[:4]))
+                else:
+                    writer.write(action(tick, stamp, chunk, instruction_id=number + 1))
+            writer.end_episode(stamp + 1, success=True)
+            stamp += 3_000_000_000
+    return file
+
+
+def test_labels_become_chunks_that_go_on_with_their_last_row(tmp_path: Path) -> None:
+    found = load_recordings([record(tmp_path / "a.mcap")], HORIZON, quiet)
+    assert len(found.episodes) == 2 and len(found.held_out) == 1 and found.period_s == 0.1
+    episode = found.episodes[0]
+    np.testing.assert_allclose(episode.targets[3, :, 0], [1.3, 1.4, 1.5, 1.6, 1.6, 1.6, 1.6, 1.6], atol=1e-6)
+    assert episode.text in squares.WORDINGS and len(episode.frames) == 12
+
+
+def test_without_labels_the_chunk_is_what_was_commanded_next(tmp_path: Path) -> None:
+    found = load_recordings([record(tmp_path / "a.mcap", labels=False)], HORIZON, quiet)
+    targets = found.episodes[0].targets
+    np.testing.assert_allclose(targets[0, :, 0], 1 + np.arange(8) / 10, atol=1e-6)
+    np.testing.assert_allclose(targets[10, :, 0], [2.0, *[2.1] * 7], atol=1e-6)
+
+
+def test_a_batch_pairs_frames_with_later_states_of_their_episode(tmp_path: Path) -> None:
+    found = load_recordings([record(tmp_path / "a.mcap")], HORIZON, quiet)
+    batch = next(batches(found.episodes, 0, 16, 5, 300.0))
+    assert batch.states.shape == (16, 5, 7) and batch.targets.shape == (16, 5, 8, 7)
+    assert set(np.unique(batch.feature_age_ms)) == {0.0, 100.0, 200.0, 300.0}
+    frame_s = batch.states[:, :, 0] - batch.feature_age_ms / 1000
+    np.testing.assert_allclose(frame_s, np.repeat(frame_s[:, :1], 5, axis=1), atol=1e-6)
+    again = next(batches(found.episodes, 0, 16, 5, 300.0))
+    np.testing.assert_array_equal(batch.images["view0"], again.images["view0"])
+    held_out = held_out_batches(found, 300.0)[0]
+    assert set(held_out.instructions) == {found.held_out[0].text}
+
+
+def test_recordings_of_two_robots_are_not_mixed(tmp_path: Path) -> None:
+    record(tmp_path / "a.mcap")
+    record(tmp_path / "b.mcap", robot=squares.robot(1, SIDE))
+    with pytest.raises(ValueError, match=r"b.mcap: expected cameras .* as in the recordings before"):
+        load_recordings([tmp_path], HORIZON, quiet)
+
+
+def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
+    with pytest.raises(TrainingFault, match="no recording in .*`launch.py record` writes"):
+        load_recordings([tmp_path], HORIZON, quiet)
+    record(tmp_path / "empty.mcap", episodes=0)
+    with pytest.raises(TrainingFault, match="hold no episode to train on"):
+        load_recordings([tmp_path], HORIZON, quiet)
+
+
+def test_a_cut_recording_is_trained_on_up_to_its_end_and_the_loss_is_said(tmp_path: Path) -> None:
+    file = record(tmp_path / "a.mcap", episodes=6)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) * 2 // 3])
+    said: list[str] = []
+    found = load_recordings([file], HORIZON, said.append)
+    assert 0 < len(found.episodes) + len(found.held_out) < 6
+    assert any("a.mcap" in line and "lost" in line or "missing" in line for line in said)
+
+
+def test_end_to_end_on_recordings_leaves_a_policy_that_acts(tmp_path: Path) -> None:
+    found = load_recordings([record(tmp_path / "a.mcap")], HORIZON, quiet)
+    head = HeadChoice(kind="regression", hidden=32)
+    train_end_to_end(tmp_path / "policy", found, head, HORIZON, Schedule(steps=3, measure_every=1), 300.0, quiet)
+    spec = verify(tmp_path / "policy")
+    assert spec.fits(ROBOT) == [] and spec.feature_age_ms == (0.0, 300.0)
+    assert load_head(tmp_path / "policy").act(np.zeros((2, 128), np.float32), np.zeros(7), 100.0).shape == (8, 7)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_a_head_is_trained_on_a_backbone_that_stays(
+    tmp_path: Path, write_policy: Callable[..., object], pooling: str
+) -> None:
+    begin = tmp_path / "begin"
+    write_policy(
+        begin,
+        cameras={"view0": (SIDE, SIDE), "view1": (SIDE, SIDE)},
+        pooling={"view": pooling, "aggregation": "concat"},
+        head={"kind": "hold"},
+    )
+    found = load_recordings([record(tmp_path / "a.mcap", episodes=4)], HORIZON, quiet)
+    head, schedule = HeadChoice(kind="regression", hidden=32), HeadSchedule(200, 64, max_age_ms=300.0)
+    said: list[str] = []
+    curve = train_head_only(tmp_path / "out", found, begin, head, HORIZON, schedule, said.append)
+    assert curve[-1]["held_out_joint_mean"] < 0.1  # where to go follows from the state
+    spec = load_spec(tmp_path / "out")
+    assert spec.head == head and spec.horizon == HORIZON
+    before, after = (folder / "backbone" / "model.safetensors" for folder in (begin, tmp_path / "out"))
+    assert before.read_bytes() == after.read_bytes()
+    chunk = load_head(tmp_path / "out").act(np.zeros((2, 32), np.float32), np.full(7, 0.5), 100.0)
+    np.testing.assert_allclose(chunk[0], 1.5, atol=0.25)
+    files = sorted((tmp_path / ".out.training").rglob("*.safetensors"))
+    stamps = [file.stat().st_mtime_ns for file in files]
+    train_head_only(tmp_path / "out", found, begin, head, HORIZON, schedule, said.append, overwrite=True)
+    assert [file.stat().st_mtime_ns for file in files] == stamps and len(files) == 4
+    assert all(isinstance(FeatureSet.load(file), FeatureSet) for file in itertools.islice(files, 1))
+
+
+def test_a_policy_that_does_not_fit_the_recordings_is_refused(tmp_path: Path, policy_folder: Path) -> None:
+    found = load_recordings([record(tmp_path / "a.mcap")], HORIZON, quiet)
+    with pytest.raises(TrainingFault, match="does not fit the recordings: the policy needs camera 'front'"):
+        train_head_only(
+            tmp_path / "out", found, policy_folder, HeadChoice(kind="regression"), HORIZON, HeadSchedule(1), quiet
+        )

@@ -1,0 +1,183 @@
+"""What `launch.py train` does, once it is known where data comes from: a place to train, or recordings.
+
+Long work is split over processes by running the same command again with a hidden `--stage`; nothing is handed over but
+files.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from control.messages import RobotSpec
+from vla.errors import TrainingFault
+from vla.policy_spec import HeadChoice
+from vla.training.checkpoint import work_folder
+from vla.training.curriculum import BatchPolicy, on_processes, save_features, train_embedded
+from vla.training.curve import save_curve
+from vla.training.dataset import Batch
+from vla.training.rounds import Order, RoundPlan
+from vla.training.train import Schedule, Shape, train
+
+HORIZON = 8  # rows of a chunk
+HIDDEN, LAYERS = 512, 3
+
+
+class Source(Protocol):
+    """A place to train: a simulator with an expert."""
+
+    period_s: float
+    objects: int
+
+    @property
+    def robot(self) -> RobotSpec: ...
+
+    @property
+    def wordings(self) -> list[str]: ...
+
+    def batches(self, seed: int, horizon: int) -> Iterator[Batch]: ...
+
+    def held_out(self, horizon: int) -> Sequence[Batch]: ...
+
+    def collect(self, policy: Any, seed: int, frames: int, horizon: int, expert_share: float) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """As `launch.py train` takes them."""
+
+    out: Path
+    start_from: Path | None
+    head_only: bool
+    minutes: float
+    rounds: int
+    frames: int
+    max_age_ms: float
+    head: str
+    patience: int | None
+    workers: int
+    device: str
+    seed: int
+    overwrite: bool
+    steps: int = 6000  # of the head alone
+
+    @property
+    def head_choice(self) -> HeadChoice:
+        if self.head not in ("regression", "flow-matching"):
+            raise TrainingFault(f"--head takes regression or flow-matching, got '{self.head}'")
+        return HeadChoice(kind=self.head, hidden=HIDDEN, layers=LAYERS)  # type: ignore[arg-type] - checked above
+
+    def arguments(self) -> list[str]:
+        """The same options as words of a command line; --overwrite is left out, it was dealt with."""
+        words = ["train", "--out", str(self.out.resolve()), "--minutes", str(self.minutes), "--seed", str(self.seed)]
+        words += ["--rounds", str(self.rounds), "--frames", str(self.frames), "--max-age", str(self.max_age_ms)]
+        words += ["--head", self.head, "--device", self.device, "--workers", str(self.workers)]
+        words += ["--from", str(self.start_from)] if self.start_from else []
+        return words + (["--patience", str(self.patience)] if self.patience else [])
+
+
+def train_on_simulator(
+    options: TrainOptions,
+    source: Source,
+    words: Sequence[str],
+    script: Path,
+    log: Callable[[str], None],
+    stage: str,
+) -> None:
+    """The whole curriculum, or the `stage` of it that this process was started for.
+
+    `words` are the arguments that describe `source`, `script` is the command line that is run again.
+    """
+    torch.set_num_threads(1)
+    match stage.split(":"):
+        case [""]:
+            again = [str(script), *options.arguments(), *words]
+            plan = RoundPlan(
+                options.rounds,
+                options.frames,
+                workers=options.workers,
+                max_age_ms=options.max_age_ms,
+                seed=options.seed,
+                head=options.head_choice,
+            )
+
+            def collect(order: Order) -> list[str]:
+                what = f"collect:{order.seed}:{order.frames}:{order.expert_share}:{order.file}"
+                return [sys.executable, *again, "--stage", what]
+
+            backbone = on_processes([*again, "--stage", "backbone"], options.workers)
+            train_embedded(options.out, backbone, collect, plan, options.overwrite, log)
+        case ["backbone"]:
+            _backbone(options, source, log)
+        case ["collect", seed, frames, share, *rest]:
+            policy = BatchPolicy(options.out)
+            found = source.collect(policy, int(seed), int(frames), HORIZON, float(share))
+            save_features(options.out, found, Path(":".join(rest)))
+            log(f"  {len(found.frame_tick)} frames; {_successes(found.outcomes)}")
+        case _:
+            raise TrainingFault(f"unknown stage '{stage}'")
+
+
+def _backbone(options: TrainOptions, source: Source, log: Callable[[str], None]) -> None:
+    shape = Shape(HORIZON, source.period_s, "tabletop", options.head_choice, source.objects)
+    schedule = Schedule(minutes=options.minutes, patience=options.patience, seed=options.seed)
+    train(
+        lambda seed: source.batches(seed, HORIZON),
+        source.held_out(HORIZON),
+        options.out,
+        source.robot,
+        shape,
+        source.wordings,
+        schedule,
+        log,
+        overwrite=True,
+        resume=True,
+        device=options.device,
+    )
+
+
+def _successes(outcomes: Sequence[tuple[str, float, bool]]) -> str:
+    """How often the policy alone did each kind of task."""
+    kinds = sorted({kind for kind, _, _ in outcomes})
+    counts = [(kind, [done for name, _, done in outcomes if name == kind]) for kind in kinds]
+    return ", ".join(f"{kind} {sum(done)} of {len(done)}" for kind, done in counts) or "no task driven to its end"
+
+
+def train_on_recordings(options: TrainOptions, data: Sequence[Path], log: Callable[[str], None]) -> None:
+    """End to end on recordings, or with `head_only` pooling and head on features of a backbone that stays."""
+    from vla.training.from_recordings import train_end_to_end, train_head_only
+    from vla.training.parts import HeadSchedule
+    from vla.training.recorded import load_recordings
+
+    torch.set_num_threads(1)
+    found = load_recordings(data, HORIZON, log)
+    head = options.head_choice
+    if not options.head_only:
+        schedule = Schedule(minutes=options.minutes, patience=options.patience, seed=options.seed)
+        train_end_to_end(
+            options.out,
+            found,
+            head,
+            HORIZON,
+            schedule,
+            options.max_age_ms,
+            log,
+            options.start_from,
+            options.overwrite,
+            options.device,
+        )
+        return
+    if options.start_from is None:
+        raise TrainingFault("--head-only needs --from: the policy folder whose backbone is kept")
+    steps = HeadSchedule(
+        options.steps, max_age_ms=options.max_age_ms, patience=options.patience, seed=options.seed, batch=256
+    )
+    curve = train_head_only(
+        options.out, found, options.start_from, head, HORIZON, steps, log, options.overwrite, options.device
+    )
+    save_curve(curve, work_folder(options.out) / "curve")

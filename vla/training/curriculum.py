@@ -1,0 +1,97 @@
+"""How the embedded policy is trained from nothing: end to end on demonstrations, then rounds on its own episodes.
+
+Each stage is a command that is run in processes of its own, so that one call uses all cores, and goes on where it was
+when it is given again. Refuses to know the simulator: what the commands do is said by whoever has one.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from vla.errors import TrainingFault
+from vla.policy_spec import load_spec
+from vla.training import checkpoint
+from vla.training.checkpoint import work_folder
+from vla.training.curve import save_curve
+from vla.training.features import BatchEncoder, FeatureSet
+from vla.training.parts import TrainedParts
+from vla.training.rounds import Order, RoundPlan, aggregate
+
+BACKBONE_DONE = "backbone.json"
+
+
+class BatchPolicy:
+    """A policy folder for many tables at a time, as what collects wants it."""
+
+    def __init__(self, folder: Path) -> None:
+        spec = load_spec(folder)
+        self._encoder = BatchEncoder(folder, spec)
+        self._parts = TrainedParts(spec, trains_pooling=False)
+        self._parts.load(folder)
+        self._parts.eval()
+        self.features = self._encoder.features
+
+    @torch.inference_mode()
+    def act(self, tokens, states, age_ms):  # noqa: ANN001, ANN201 - see sim.rollouts.Policy
+        """(R, H, A) absolute targets from (R, T, D), (R, S) and (R,)."""
+        head = self._parts.head
+        here = torch.from_numpy(states).float()
+        steps = head.predict(torch.from_numpy(tokens).float(), here, torch.from_numpy(age_ms))
+        return ((here @ head.residual).unsqueeze(1) + steps * head.step_std + head.step_mean).double().numpy()
+
+
+def on_processes(command: Sequence[str], processes: int) -> list[str]:
+    """The command line that runs `command` (a script and its arguments) once in each of so many processes."""
+    if processes == 1:
+        return [sys.executable, *command]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}"]
+    return [sys.executable, *launcher, "--master-addr=127.0.0.1", f"--master-port={port}", *command]
+
+
+def train_embedded(
+    out: Path,
+    backbone: Sequence[str],
+    collect: Callable[[Order], list[str]],
+    plan: RoundPlan,
+    overwrite: bool,
+    log: Callable[[str], None],
+) -> None:
+    """Both stages into `out`. `backbone` is the command of the first one; it resumes by itself."""
+    folder = out.resolve()
+    work = work_folder(folder)
+    if overwrite:
+        checkpoint.clear(work)
+    elif not work.exists():
+        checkpoint.reserve(folder, overwrite=False)
+    work.mkdir(parents=True, exist_ok=True)
+    done = work / BACKBONE_DONE
+    if not done.is_file():
+        code = subprocess.run(list(backbone), check=False).returncode
+        if code:
+            raise TrainingFault(
+                f"the first stage ended with exit code {code}: see its message above; give the same"
+                " command again to go on"
+            )
+        done.write_text(json.dumps({"command": "end to end"}), encoding="utf-8")
+    curve = aggregate(folder, work / "rounds", plan, collect, log)
+    if curve:
+        save_curve(curve, work / "rounds-curve")
+    log(f"done: the policy is in {out}; what was needed on the way lies in {work.name} beside it and may be deleted")
+
+
+def save_features(policy: Path, collected: object, file: Path) -> FeatureSet:
+    """What a collecting process brought home, into its file."""
+    fields = ("tokens", "frame_tick", "last_tick", "stamp_ms", "states", "targets")
+    kept = FeatureSet(**{name: getattr(collected, name) for name in fields})
+    kept.save(file)
+    return kept

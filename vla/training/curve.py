@@ -1,0 +1,34 @@
+"""The loss curve of a training as a picture and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from vla.errors import TrainingFault
+
+
+def save_curve(rows: Sequence[dict[str, float]], file: Path) -> None:
+    """Writes FILE.json, and FILE.png where matplotlib is installed: what it is without is said in the error."""
+    file.with_suffix(".json").write_text(json.dumps(list(rows)), encoding="utf-8")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise TrainingFault(
+            f"the loss curve needs matplotlib: pip install 'saccade[bench]'; its numbers are in"
+            f" {file.with_suffix('.json').name}"
+        ) from None
+    names = sorted({name for row in rows for name in row} - {"step", "minutes"})
+    losses, held_out = ([name for name in names if name.startswith("held_out_") is wanted] for wanted in (False, True))
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, chosen, title in ((axes[0], losses, "training losses"), (axes[1], held_out, "held out")):
+        for name in chosen:
+            points = [(row["minutes"], row[name]) for row in rows if name in row]
+            axis.plot(*zip(*points, strict=True), label=name.removeprefix("held_out_"), linewidth=1.2)
+        axis.set(title=title, xlabel="minutes", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+        if chosen:
+            axis.legend(fontsize=8)
+    figure.savefig(file.with_suffix(".png"), dpi=110)

@@ -1,0 +1,162 @@
+"""Training on recordings: end to end, or pooling and head on features of a backbone that are encoded once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from control.clock import NS_PER_MS
+from vla.errors import TrainingFault
+from vla.policy_spec import HEAD_FILE, POLICY_FILE, HeadChoice, backbone_folder, identify, load_spec
+from vla.training import checkpoint
+from vla.training.checkpoint import work_folder
+from vla.training.features import BatchEncoder, FeatureSet
+from vla.training.parts import HeadSchedule, TrainedParts, train_parts
+from vla.training.recorded import Recorded, RecordedEpisode, batches, held_out_batches, span
+from vla.training.train import Schedule, Shape, train
+
+FRAMES, ACTING = 24, 6  # of a batch
+ENCODE_AT_ONCE = 8
+
+
+def train_end_to_end(
+    out: Path,
+    found: Recorded,
+    head: HeadChoice,
+    horizon: int,
+    schedule: Schedule,
+    max_age_ms: float,
+    log: Callable[[str], None],
+    start_from: Path | None = None,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> list[dict[str, float]]:
+    """Backbone, pooling and head, from nothing or from a policy of the same shape; goes on after an interrupt."""
+    log("no ground truth in recordings: perception learns from the actions alone, which takes far more data")
+    shape = Shape(horizon, found.period_s, found.robot.name, head, queries=1)
+    train(
+        lambda seed: batches(found.episodes, seed, FRAMES, ACTING, max_age_ms),
+        held_out_batches(found, max_age_ms),
+        out,
+        found.robot,
+        shape,
+        found.wordings,
+        schedule,
+        log,
+        start_from,
+        overwrite=overwrite,
+        resume=(work_folder(out) / "state").exists() and not overwrite,
+        device=device,
+    )
+    return []
+
+
+def train_head_only(
+    out: Path,
+    found: Recorded,
+    policy: Path,
+    head: HeadChoice,
+    horizon: int,
+    schedule: HeadSchedule,
+    log: Callable[[str], None],
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> list[dict[str, float]]:
+    """A policy in `out` with the backbone of `policy`, and pooling and head that were trained on `found`.
+
+    Features are kept beside `out`, one file an episode, and are not encoded again by the next call.
+    """
+    spec = load_spec(policy)
+    if problems := spec.fits(found.robot):
+        raise TrainingFault(f"policy {policy} does not fit the recordings: {'; '.join(problems)}")
+    folder = checkpoint.reserve(out, overwrite)
+    trains_pooling = "attention" in (spec.pooling.view, spec.pooling.aggregation)
+    wanted = spec.model_copy(
+        update={
+            "head": head,
+            "horizon": horizon,
+            "period_s": found.period_s,
+            "feature_age_ms": (0.0, schedule.max_age_ms),
+            "provenance": {"features_of": identify(policy, not _has_head(policy)), "seed": schedule.seed},
+        }
+    )
+    encoder = BatchEncoder(policy, spec, device, pooled=not trains_pooling)
+    kept_in = work_folder(folder) / f"features-{identify(policy, not _has_head(policy))}"
+    kept, held_out = (
+        _encoded(encoder, part, kept_in, schedule.max_age_ms, log) for part in (found.episodes, found.held_out)
+    )
+    if kept is None:
+        raise TrainingFault("no frame is followed by an action: nothing to train on")
+    parts = TrainedParts(wanted, trains_pooling)
+    curve = train_parts(parts, kept, held_out, schedule, log, renormalise=True)
+    new = checkpoint.beside(folder, "new")
+    checkpoint.clear(new)
+    new.mkdir(parents=True)
+    backbone = backbone_folder(policy, spec)
+    if backbone is not None:
+        shutil.copytree(backbone, new / wanted.backbone)
+    policy_id = parts.save(new, wanted)
+    checkpoint.replace(folder, new)
+    log(f"saved policy {policy_id} to {out}, trained on {len(kept)} frames")
+    return curve
+
+
+def _has_head(policy: Path) -> bool:
+    return (policy / HEAD_FILE).is_file() or not (policy / POLICY_FILE).is_file()
+
+
+def _encoded(
+    encoder: BatchEncoder,
+    episodes: Iterable[RecordedEpisode],
+    folder: Path,
+    max_age_ms: float,
+    log: Callable[[str], None],
+) -> FeatureSet | None:
+    folder.mkdir(parents=True, exist_ok=True)
+    sets = []
+    for number, episode in enumerate(episodes):
+        file = folder / f"{_key(episode, max_age_ms)}.safetensors"
+        if not file.is_file():
+            features = _encode(encoder, episode, max_age_ms)
+            if features is None:
+                continue
+            features.save(file)
+            if number % 20 == 0:
+                log(f"  encoded {number + 1} episodes")
+        sets.append(FeatureSet.load(file))
+    return FeatureSet.joined(sets) if sets else None
+
+
+def _key(episode: RecordedEpisode, max_age_ms: float) -> str:
+    digest = hashlib.sha256(f"{episode.text}\n{max_age_ms}\n".encode())
+    for array in (episode.frame_ns, episode.tick_ns, episode.states, episode.targets):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for frame in episode.frames:
+        for name in sorted(frame.images):
+            digest.update(frame.images[name].data)
+    return digest.hexdigest()[:20]
+
+
+def _encode(encoder: BatchEncoder, episode: RecordedEpisode, max_age_ms: float) -> FeatureSet | None:
+    spans = [span(episode, index, max_age_ms) for index in range(len(episode.frames))]
+    chosen = [index for index, (first, end) in enumerate(spans) if first < end]
+    if not chosen:
+        return None
+    tokens = []
+    for begin in range(0, len(chosen), ENCODE_AT_ONCE):
+        images = [episode.frames[index].decode().images for index in chosen[begin : begin + ENCODE_AT_ONCE]]
+        stacked = {name: np.stack([image[name] for image in images]) for name in images[0]}
+        tokens.append(encoder.features(stacked, [episode.text] * len(images)).astype(np.float16))
+    origin = episode.frame_ns[chosen[0]]
+    return FeatureSet(
+        np.concatenate(tokens),
+        np.array([spans[index][0] for index in chosen]),
+        np.array([spans[index][1] - 1 for index in chosen]),
+        (np.concatenate([episode.frame_ns[chosen], episode.tick_ns]) - origin) / NS_PER_MS,
+        episode.states,
+        episode.targets,
+    )

@@ -1,0 +1,63 @@
+"""One training on several processes, as `torchrun` starts them: gradients are averaged, the first process decides.
+
+Where torchrun did not start the process it is alone, and everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+LOOPBACK = "lo"
+
+
+class Group:
+    """This process among its peers. A context: leaving it leaves the group."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+
+    def __enter__(self) -> Group:
+        if self.size > 1:
+            if os.environ.get("MASTER_ADDR", "") in ("127.0.0.1", "localhost"):
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)  # else it asks the name of the host
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module whose backward averages gradients over the group."""
+        if self.size == 1:
+            return module
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
+
+    def agree(self, value: float) -> float:
+        """The first process' value, everywhere."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, src=0)
+        return float(shared)
+
+    def share(self, module: nn.Module) -> None:
+        """The first process' buffers and parameters, everywhere."""
+        if self.size > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, src=0)
