@@ -15,6 +15,8 @@ import typer
 
 from control.commands import DEFAULT_CONFIG, ROOT, ConfigOption, ParentOption, ReportOption, SetOption, load, process
 from control.commands import app as control_commands
+from control.record_commands import app as export_command
+from sim.record_commands import app as record_command
 from vla.bench_commands import bench
 from vla.commands import adapted, check_encoder, encoder_options
 from vla.commands import app as vla_commands
@@ -35,6 +37,8 @@ app = typer.Typer(
 )
 app.add_typer(control_commands)
 app.add_typer(vla_commands)
+app.add_typer(record_command)
+app.add_typer(export_command)
 app.add_typer(bench, rich_help_panel="Measure")
 
 

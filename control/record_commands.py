@@ -1,4 +1,4 @@
-"""`record`: what a user types to keep a run. Imports stay inside the command, so that no other one starts slower."""
+"""`export`, and the part of `record` that keeps the run that goes on. Imports stay inside: no command starts slower."""
 
 from __future__ import annotations
 
@@ -7,31 +7,40 @@ from typing import Annotated, Literal
 
 import typer
 
-from control.commands import DEFAULT_CONFIG, ConfigOption, ParentOption, SetOption, process
+from control.commands import process
 
 app = typer.Typer()
-OutOption = Annotated[Path, typer.Option(metavar="FILE.mcap", help="Where the recording goes; it must not exist yet.")]
-ImagesOption = Annotated[
-    Literal["jpeg", "webp"], typer.Option(help="jpeg for real cameras; webp keeps every bit, best on simulated ones.")
-]
-QualityOption = Annotated[int, typer.Option(min=1, max=100, help="Of jpeg, always 4:4:4.")]
 
 
 @app.command(rich_help_panel="Learn")
-def record(
-    out: OutOption,
-    live: Annotated[bool, typer.Option("--live", help="The run that goes on, as it is on the bus.")] = False,
-    seconds: Annotated[float | None, typer.Option(metavar="S", min=0.1, help="End by itself after this long.")] = None,
-    images: ImagesOption = "jpeg",
-    quality: QualityOption = 95,
-    config: ConfigOption = DEFAULT_CONFIG,
-    set_: SetOption = None,
-    parent: ParentOption = 0,
+def export(
+    recordings: Annotated[
+        list[Path], typer.Argument(metavar="RECORDING...", help="Files, or folders with all their *.mcap.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the dataset; it must not exist yet.")],
+    only_successes: Annotated[
+        bool, typer.Option("--only-successes", help="Leave out episodes that were not judged a success.")
+    ] = False,
 ) -> None:
-    """Keep a run in an MCAP file: images, state, actions, features and cycles, for Foxglove, training and replay."""
-    if not live:
-        raise typer.BadParameter("what to record? --live takes the run that goes on", param_hint="--live")
-    record_the_run(out, seconds, images, quality, config, set_, parent)
+    """Recordings as a LeRobot dataset (v3.0), so that other trainers can use them."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from control.errors import ConfigError
+    from control.lerobot import export as export_lerobot
+
+    files = [file for path in recordings for file in (sorted(path.rglob("*.mcap")) if path.is_dir() else [path])]
+    if not files:
+        raise ConfigError(f"no *.mcap in {', '.join(map(str, recordings))}; `launch.py record` writes them")
+    with Console(stderr=True).status("") as shown:
+        done = export_lerobot(files, out, only_successes=only_successes, show=lambda text: shown.update(escape(text)))
+    typer.echo(f"{out}: {done.episodes:,} episodes, {done.rows:,} rows from {len(files):,} files, LeRobot v3.0")
+    if done.dropped:
+        typer.echo(f"{done.dropped:,} actions were left out: no state or image within 500 ms before them")
+    if done.pauses:
+        typer.echo(f"{done.pauses:,} pauses (HOLD, missed ticks) cut an episode in two")
+    for line in done.lost:
+        typer.echo(line)
 
 
 def record_the_run(
@@ -43,7 +52,7 @@ def record_the_run(
     set_: list[str] | None,
     parent: int,
 ) -> None:
-    """`record --live`, for whichever command has these options."""
+    """The run that goes on, into one file, until a signal or for `seconds`."""
     from rich.console import Console
     from rich.markup import escape
 

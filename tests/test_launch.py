@@ -19,7 +19,10 @@ def launch(*words, timeout=60):
     return result
 
 
-COMMANDS = ("run", "robot", "encoder", "control", "say", "status", "stop", "resume", "check", "train", "eval")
+COMMANDS = (
+    *("run", "robot", "encoder", "control", "say", "status", "stop", "resume", "check"),
+    *("record", "export", "train", "eval"),
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

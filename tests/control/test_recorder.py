@@ -164,22 +164,17 @@ def test_another_robot_on_the_bus_ends_the_recording_with_what_was_before(bus, s
 COMMAND = """
 import resource, sys
 sys.path.insert(0, {root!r})
-from control.record_commands import app
-from control.errors import SaccadeError
+import launch
 limit = {limit}
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-try:
-    app()
-except SaccadeError as error:
-    print(error)
-    sys.exit(error.exit_code)
+launch.main()
 """
 
 
 def command(bus, out, *words, limit=0):
     script = COMMAND.format(root=str(ROOT), limit=limit)
-    arguments = ["--live", "--out", str(out), "--set", f"bus.address={bus.address}", *words]
+    arguments = ["record", "--live", "--out", str(out), "--set", f"bus.address={bus.address}", *words]
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -211,10 +206,3 @@ def test_a_full_disk_ends_the_recording_and_not_the_run(bus, spec, tmp_path):
         said, _ = process.communicate(timeout=30)
     assert process.returncode == 1 and "cannot be written on: File too large" in said and "Traceback" not in said
     assert read_recording(tmp_path / "a.mcap").cycles
-
-
-def test_without_live_it_asks_what_to_record(tmp_path):
-    script = COMMAND.format(root=str(ROOT), limit=0)
-    words = [sys.executable, "-c", script, "--out", str(tmp_path / "a.mcap")]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 2 and "what to record? --live takes the run that goes on" in result.stderr

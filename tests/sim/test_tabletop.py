@@ -202,10 +202,11 @@ def test_poses_of_the_blocks_are_told_with_their_yaw_even_when_they_lie_on_anoth
     bench.robot.pose(HOME, blocks)
     np.testing.assert_allclose(bench.robot.block_poses, blocks, atol=1e-9)
     rolled = bench.robot._data.qpos[bench.robot._block_address[0] :][:7]
-    rolled[3:] = (np.cos(np.pi / 4), np.sin(np.pi / 4), 0, 0)  # a quarter turn about x: another face is up
+    half = np.array([np.cos(0.15), 0, 0, np.sin(0.15)]) * np.sqrt(0.5)  # 0.3 rad of yaw
+    rolled[3:] = (half[0], -half[3], half[0], half[3])  # after a quarter turn about y: what was ahead is down
     bench.robot.pose(HOME)
     x, y, _, yaw = bench.robot.block_poses[0]
-    assert (x, y) == pytest.approx((0.36, -0.18)) and yaw % (np.pi / 2) == pytest.approx(0.0, abs=1e-9)
+    assert (x, y) == pytest.approx((0.36, -0.18)) and yaw % (np.pi / 2) == pytest.approx(0.3)
 
 
 def test_an_episode_is_judged_the_same_whatever_was_before():
