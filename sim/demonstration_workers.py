@@ -116,10 +116,10 @@ def record(
     folder: Path,
     workers: int,
     command: Sequence[str],
-    show: Callable[[int, int, int], None],
+    show: Callable[[int, int], None],
     stopped: Callable[[], bool],
 ) -> Made:
-    """Make what is missing of `plan` in `folder`. `show` gets episodes done, successes and bytes, a few times a second.
+    """Make what is missing of `plan` in `folder`. `show` gets episodes done and bytes, a few times a second.
 
     Raises ConfigError for a folder with other demonstrations or other things, RecordingError when the disk is full,
     WorkerFailed when one ends twice on the same file. What is whole stays, and the same call goes on from there.
@@ -155,7 +155,7 @@ def _make(
     workers: int,
     crew: _Crew,
     outcomes: dict[int, bool],
-    show: Callable[[int, int, int], None],
+    show: Callable[[int, int], None],
     stopped: Callable[[], bool],
 ) -> None:
     waiting, tried = list(reversed(missing)), set()
@@ -164,7 +164,7 @@ def _make(
     running, written = workers, sum(file.stat().st_size for file in folder.glob("*.mcap"))
     while running and not stopped():
         begun = sum(worker.begun for worker in crew.workers if worker.number is not None)
-        show(len(outcomes) + begun, sum(outcomes.values()) + begun, written)
+        show(len(outcomes) + begun, written)
         try:
             worker, line = crew.lines.get(timeout=_POLL_S)
         except queue.Empty:
@@ -190,7 +190,7 @@ def _make(
             outcomes |= dict(zip(plan.indices(worker.number), told["success"], strict=True))
             written += told["bytes"]
             worker.give(waiting.pop() if waiting else None)
-    show(len(outcomes), sum(outcomes.values()), written)
+    show(len(outcomes), written)
 
 
 def _expect_one_more_try(code: int, number: int, last: str, tried: set[int]) -> None:
@@ -216,8 +216,6 @@ def work(folder: Path, stopped: Callable[[], bool]) -> None:
             if outcomes is None:
                 return
             _tell({"success": outcomes, "bytes": file_of(folder, int(line)).stat().st_size})
-    except BrokenPipeError:  # the parent was killed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so again at its end
     finally:
         demonstrator.close()
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -198,11 +197,7 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    @property
-    def show(self) -> Callable[[int, int, int], None]:
-        return self._show
-
-    def _show(self, done: int, successes: int, written: int) -> None:
+    def show(self, done: int, written: int) -> None:
         words = f"{written / 1e6:,.1f} MB in whole files"
         self._bar.update(self._task, completed=done, description=words)
         if not self._console.is_terminal and time.monotonic() - self._told_s > _EVERY_S:

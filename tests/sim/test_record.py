@@ -211,7 +211,7 @@ def dying_worker(folder: Path, always: bool) -> list[str]:
 
 def test_a_killed_worker_costs_only_the_file_that_it_was_writing(tmp_path, made):
     folder = tmp_path / "demos"
-    shown: list[tuple[int, int, int]] = []
+    shown: list[tuple[int, ...]] = []
     result = record(PLAN, folder, 1, dying_worker(folder, False), lambda *what: shown.append(what), lambda: False)
     assert (tmp_path / "marker").exists() and result.outcomes == dict.fromkeys(range(4), True)
     assert [plain(read_recording(file_of(folder, i))) for i in (0, 1)] == [plain(recording) for recording in made]
@@ -316,7 +316,7 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch):
     monkeypatch.setattr("sim.record_commands._EVERY_S", 0.0)
     lines = io.StringIO()
     with _Progress(Console(file=lines), 40) as progress:
-        progress.show(3, 3, 5_000_000)
+        progress.show(3, 5_000_000)
     assert lines.getvalue().strip() == "3 of 40 episodes, 5.0 MB in whole files"
 
 
