@@ -13,7 +13,7 @@ names first; where it goes). Refuses to know networks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,8 +27,8 @@ PERIOD_S = 0.1
 TICK_S = 0.05  # between two states that are kept
 TICK_NS = 50_000_000
 OBJECTS = (*COLOURS, "bin")
-_FRAMES_A_SECOND = 5.0
-_EPISODE_S = 10.0
+_FRAMES_A_SECOND = 3.0
+_EPISODE_S = 8.0
 _POOL = 1536  # frames that are mixed before batches are drawn from them
 
 
@@ -73,6 +73,9 @@ class Look:
     images: dict[str, np.ndarray]
     uv: dict[str, np.ndarray]  # camera -> (5, 2), in the order of OBJECTS
     visible: dict[str, np.ndarray]  # camera -> (5,)
+
+
+_UNWRITTEN = Track(np.empty((0, 7)), np.empty((0, 4, 4)))
 
 
 @dataclass(slots=True)
@@ -124,12 +127,13 @@ def drive(rng: np.random.Generator, robot: TabletopRobot, clock: FakeClock, kind
     for tick in range(ticks):
         states[tick], blocks[tick] = robot.read_state(), robot.block_poses
         if tick >= task_ends:
-            task = tasks.sample_task(rng, kinds)
+            task = sample_doable(rng, kinds, blocks[tick])
             task_ends = tick + int(rng.integers(20, 100))
         if tick >= whims.until:
             whims = Whims.draw(rng, tick, calm)
         if rng.random() < _FRAMES_A_SECOND * TICK_S:
-            seen.append(_look(robot, track, tick, task))
+            look = look_at(robot, tick, task)
+            seen.append(replace(look, track=track))
         if tick % round(PERIOD_S / TICK_S) == 0:
             robot.apply(whims.target(rng, states[tick], blocks[tick], task))
         clock.advance(TICK_NS)
@@ -145,7 +149,18 @@ def start_somewhere(rng: np.random.Generator, robot: TabletopRobot, share: float
     robot.pose(q + rng.normal(0.0, (0, 0, 0, 0.15, 0.1, 0.6, 0)))
 
 
-def _look(robot: TabletopRobot, track: Track, tick: int, task: tasks.Task) -> Look:
+def sample_doable(rng: np.random.Generator, kinds: Sequence[str], blocks: np.ndarray) -> tasks.Task:
+    """A random task that can be done with blocks (4, 4) that lie so; after 20 draws one that can not."""
+    task = tasks.sample_task(rng, kinds)
+    for _ in range(20):
+        if expert.is_doable(task, blocks):
+            break
+        task = tasks.sample_task(rng, kinds)
+    return task
+
+
+def look_at(robot: TabletopRobot, tick: int, task: tasks.Task) -> Look:
+    """What the cameras see now, of a track that is still to be written."""
     cameras = robot.cameras
     points = [*robot.blocks.values(), np.array([*BIN_CENTRE, 0.02])]
     uv = {
@@ -156,7 +171,7 @@ def _look(robot: TabletopRobot, track: Track, tick: int, task: tasks.Task) -> Lo
         name: np.array([*(cameras.sees(name, colour) for colour in COLOURS), cameras.holds(name, points[4])])
         for name in robot.spec.cameras
     }
-    return Look(track, tick, task, cameras.render(), uv, visible)
+    return Look(_UNWRITTEN, tick, task, cameras.render(), uv, visible)
 
 
 def looks(

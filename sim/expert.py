@@ -217,6 +217,18 @@ def _leave(now: Situation, tip: np.ndarray) -> Goal:
     return Goal(up, now.q[:, 5], np.full(len(tip), OPEN))
 
 
+def is_doable(task: Task, blocks: np.ndarray) -> bool:
+    """Whether blocks (4, 4) lie so that the task can be done: in reach, not in the bin, not at the end of a push."""
+    _, first, second = indices(task)
+    for x, y, z, _ in blocks[[first, second] if task.on else [first]]:
+        if not (0.20 < x < 0.56 and abs(y) < 0.30 and z < HALF + 0.01):
+            return False
+        if (np.abs((x - BIN_CENTRE[0], y - BIN_CENTRE[1])) < BIN_SIZE / 2 + 0.03).all():
+            return False
+    side = {"push-left": 1, "push-right": -1}.get(task.kind, 0)
+    return bool(side * blocks[first, 1] < PUSH_LIMIT - 0.09)
+
+
 def goal(now: Situation) -> Goal:
     """Where to go next in each situation. What is gripped and not wanted is put down first."""
     tip = tip_position(now.q)

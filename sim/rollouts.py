@@ -1,15 +1,16 @@
-"""A policy's own episodes, labelled by the expert: what it meets when it acts, and what it should have done there.
+"""A policy's own episodes: what it meets when it acts, for the expert to label.
 
 Cloning the expert's path fails off that path; labels on the states a policy really comes to are what mends it (dataset
 aggregation: Ross, Gordon, Bagnell 2011). Several tables run side by side, so that their frames are encoded together.
-A share of the time the expert drives, with its whims, from wherever the policy got to.
+The cameras look every few control periods and the policy acts on features that grow old in between, as it does when
+deployed. For a share of the time the expert drives, with its whims, from wherever the policy got to.
 
 Letters: R tables, N frames, E ticks of 50 ms, T feature tokens, D width, H horizon. Refuses to know networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,13 +19,13 @@ import numpy as np
 from control.clock import FakeClock
 from control.messages import Instruction
 from sim import expert, tasks
-from sim.demonstrations import PERIOD_S, TICK_NS, TICK_S, Whims, start_somewhere
-from sim.judging import LIMIT_S
+from sim.demonstrations import PERIOD_S, TICK_NS, TICK_S, Look, Track, Whims, look_at, sample_doable, start_somewhere
 from sim.options import seed_number
 from sim.tabletop import TabletopRobot
 
-_AFTERWARDS_S = 0.8  # how long a policy goes on once its task is over, before the next one
-_CHAIN = 3  # tasks on one scene at most
+LIMIT_S = 6.0  # of a task: the expert needs 1 to 4
+_AFTERWARDS_S = 0.6  # how long a policy goes on once its task is over, before the next one
+_CHAIN = 2  # tasks on one scene at most
 _TICKS_A_PERIOD = round(PERIOD_S / TICK_S)
 
 
@@ -40,17 +41,30 @@ class Policy(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Rollouts:
-    """Frames as features with the ticks after each; as `FeatureSet` of the model's side wants them."""
+@dataclass(slots=True)
+class Frame:
+    """What the policy saw at a tick, and made of it."""
 
-    tokens: np.ndarray  # (N, T, D) float16
-    frame_tick: np.ndarray  # (N,)
-    last_tick: np.ndarray  # (N,)
-    stamp_ms: np.ndarray  # (N + E,)
-    states: np.ndarray  # (E, 7) float32
-    targets: np.ndarray  # (E, H, 7) float32
-    outcomes: list[tuple[str, float, bool]]  # of every task that the policy drove alone: kind, feature age, success
+    tick: int
+    tokens: np.ndarray  # (T, D)
+    look: Look
+
+
+@dataclass(slots=True)
+class Scene:
+    """One scene from its reset to the next one."""
+
+    states: list[np.ndarray] = field(default_factory=list)
+    blocks: list[np.ndarray] = field(default_factory=list)
+    asked: list[tasks.Task] = field(default_factory=list)  # at each tick
+    last_tick: list[int] = field(default_factory=list)  # of the task that goes on at each tick
+    frames: list[Frame] = field(default_factory=list)
+    outcomes: list[tuple[str, float, bool]] = field(default_factory=list)  # driven alone: kind, feature age, success
+
+    def looks(self) -> list[Look]:
+        """Its frames, each with all that happened."""
+        track = Track(np.array(self.states), np.array(self.blocks))
+        return [Look(track, f.tick, f.look.task, f.look.images, f.look.uv, f.look.visible) for f in self.frames]
 
 
 @dataclass(slots=True)
@@ -59,105 +73,120 @@ class _Table:
 
     robot: TabletopRobot
     clock: FakeClock
+    scene: Scene = field(default_factory=Scene)
     task: tasks.Task = tasks.Task("touch", "red")
     text: str = ""
-    tick: int = 0  # of this task
+    began: int = 0  # the tick at which this task was given
     ends: int = 0
     left: int = 0  # tasks still to come on this scene
-    age_ticks: int = 0
+    delay: int = 0  # periods from a frame to the first action on it
     expert_share: float = 0.0
     whims: Whims | None = None  # while the expert drives
     has_helped: bool = False
-    kept: list[np.ndarray] = field(default_factory=list)  # features of this task, newest last
-    first_frame: int = 0
-    first_tick: int = 0
+    first_frame: int = 0  # of this task
+
+    @property
+    def tick(self) -> int:
+        return len(self.scene.states)
 
 
 class Collector:
-    """Runs R tables with a policy and keeps what happened."""
+    """Runs R tables with a policy. `expert_share` is the chance a second that the expert takes over for a while."""
 
     def __init__(
-        self, policy: Policy, seed: int, tables: int, kinds: Sequence[str], max_age_ms: float, expert_share: float
+        self,
+        policy: Policy,
+        seed: int,
+        tables: int,
+        kinds: Sequence[str],
+        max_age_ms: float,
+        expert_share: float,
+        look_every: int = 4,
     ) -> None:
+        self.policy = policy
         self._rng = np.random.default_rng([seed_number(seed), 0xDA66])
-        self._policy, self._kinds, self._max_age_ms, self._share = policy, kinds, max_age_ms, expert_share
-        self._tables = []
+        self._kinds, self._share, self._look_every = kinds, expert_share, look_every
+        self._delays = max(1, round(max_age_ms / 1000 / PERIOD_S) - look_every + 2)
+        self.tables: list[_Table] = []
         for _ in range(tables):
             clock = FakeClock()
             robot = TabletopRobot(clock)
             robot.connect()
-            self._tables.append(_Table(robot, clock))
-        self._tokens: list[np.ndarray] = []
-        self._frames: list[tuple[int, int]] = []  # table, tick of the table
-        self._ticks: list[list[tuple[np.ndarray, np.ndarray, tasks.Task]]] = [[] for _ in self._tables]
-        self._spans: list[tuple[int, int, int]] = []  # table, first and last tick of a task
-        self._outcomes: list[tuple[str, float, bool]] = []
+            self.tables.append(_Table(robot, clock))
 
-    def run(self, frames: int, horizon: int) -> Rollouts:
-        """Until there are about `frames` of them."""
-        while len(self._frames) < frames:
-            for index, table in enumerate(self._tables):
+    def scenes(self) -> Iterator[Scene]:
+        """Without end, each as soon as it is over."""
+        while True:
+            for table in self.tables:
                 if table.tick >= table.ends:
-                    self._next_task(index, table)
+                    yield from self._next_task(table)
             self._period()
-        for index, table in enumerate(self._tables):
-            self._end(index, table)
-        return self._result(horizon)
 
-    def _next_task(self, index: int, table: _Table) -> None:
+    def _next_task(self, table: _Table) -> Iterator[Scene]:
         rng = self._rng
-        self._end(index, table)
+        self._close_task(table)
         if table.left == 0:
+            if table.scene.frames:
+                yield table.scene
+            table.scene = Scene()
             table.robot.reset(int(rng.integers(2**31)))
             start_somewhere(rng, table.robot, share=0.25)
             table.left = int(rng.integers(1, _CHAIN + 1))
         table.left -= 1
-        table.task = tasks.sample_task(rng, self._kinds)
+        table.task = sample_doable(rng, self._kinds, table.robot.block_poses)
         table.text = tasks.sample_wording(rng, table.task, "seen")
         table.robot.begin(Instruction(0, 0, 1, 1, table.text))
-        table.tick, table.ends = 0, round(0.6 * LIMIT_S[table.task.kind] / TICK_S)
-        if table.left and rng.random() < 0.25:
-            table.ends = int(rng.integers(10, 60))  # another instruction in mid-task
-        table.age_ticks = int(rng.integers(0, round(self._max_age_ms / 1000 / TICK_S) + 1))
+        table.began = table.tick
+        table.ends = table.tick + round(LIMIT_S / TICK_S)
+        if table.left and rng.random() < 0.3:
+            table.ends = table.tick + int(rng.integers(10, 60))  # another instruction in mid-task
+        table.delay = int(rng.integers(0, self._delays))
         table.expert_share = self._share if rng.random() < 0.5 else 0.0
         table.has_helped, table.whims = False, None
-        table.kept = []
-        table.first_tick = len(self._ticks[index])
+        table.first_frame = len(table.scene.frames)
 
-    def _end(self, index: int, table: _Table) -> None:
-        if table.tick:
-            self._spans.append((index, table.first_tick, len(self._ticks[index]) - 1))
-            if not table.has_helped:
-                done = bool(table.robot.judge())
-                if done or table.tick >= round(0.6 * LIMIT_S[table.task.kind] / TICK_S):
-                    self._outcomes.append((table.task.kind, table.age_ticks * TICK_S * 1000, done))
-        table.tick = 0
+    def _close_task(self, table: _Table) -> None:
+        length = table.tick - table.began
+        table.scene.last_tick += [table.tick - 1] * length
+        done = bool(table.robot.judge())
+        if length and not table.has_helped and (done or length >= round(LIMIT_S / TICK_S)):
+            table.scene.outcomes.append((table.task.kind, table.delay * PERIOD_S * 1000, done))
 
     def _period(self) -> None:
-        """One control period of all tables: look, encode, act, and step physics."""
-        seen = [table.robot.cameras.render() for table in self._tables]
-        images = {name: np.stack([image[name] for image in seen]) for name in seen[0]}
-        tokens = self._policy.features(images, [table.text for table in self._tables])
-        states = np.stack([table.robot.read_state() for table in self._tables])
+        """One control period of all tables: look where it is time, act, and step physics."""
+        due = [table for table in self.tables if self._is_due(table)]
+        if due:
+            self._see(due)
+        states = np.stack([table.robot.read_state() for table in self.tables])
         used, ages = [], []
-        for index, table in enumerate(self._tables):
-            table.kept.append(tokens[index])
-            self._tokens.append(tokens[index].astype(np.float16))
-            self._frames.append((index, len(self._ticks[index])))
-            # The newest features that are as old as this table's, or the oldest there are.
-            back = min(-(-table.age_ticks // _TICKS_A_PERIOD), len(table.kept) - 1)
-            used.append(table.kept[-1 - back])
-            ages.append(back * PERIOD_S * 1000)
-        chunks = self._policy.act(np.stack(used), states, np.array(ages, dtype=np.float32))
-        for index, table in enumerate(self._tables):
+        for table in self.tables:
+            frames = table.scene.frames[table.first_frame :]
+            ready = [frame for frame in frames if frame.tick + table.delay * _TICKS_A_PERIOD <= table.tick]
+            frame = ready[-1] if ready else frames[0]
+            used.append(frame.tokens)
+            ages.append((table.tick - frame.tick) * TICK_S * 1000)
+        chunks = self.policy.act(np.stack(used), states, np.array(ages, dtype=np.float32))
+        for index, table in enumerate(self.tables):
             table.robot.apply(self._drive(table, states[index], chunks[index, 0]))
             for _ in range(_TICKS_A_PERIOD):
-                self._ticks[index].append((table.robot.read_state(), table.robot.block_poses, table.task))
+                table.scene.states.append(table.robot.read_state())
+                table.scene.blocks.append(table.robot.block_poses)
+                table.scene.asked.append(table.task)
                 table.clock.advance(TICK_NS)
                 table.robot.judge()
-                table.tick += 1
             if table.robot.is_over:
                 table.ends = min(table.ends, table.tick + round(_AFTERWARDS_S / TICK_S))
+
+    def _is_due(self, table: _Table) -> bool:
+        frames = table.scene.frames[table.first_frame :]
+        return not frames or table.tick - frames[-1].tick >= self._look_every * _TICKS_A_PERIOD
+
+    def _see(self, tables: Sequence[_Table]) -> None:
+        seen = [look_at(table.robot, table.tick, table.task) for table in tables]
+        images = {name: np.stack([look.images[name] for look in seen]) for name in seen[0].images}
+        tokens = self.policy.features(images, [table.text for table in tables])
+        for table, look, made in zip(tables, seen, tokens, strict=True):
+            table.scene.frames.append(Frame(table.tick, made, look))
 
     def _drive(self, table: _Table, state: np.ndarray, target: np.ndarray) -> np.ndarray:
         rng = self._rng
@@ -170,24 +199,37 @@ class Collector:
         limit = table.robot.spec.max_velocity * PERIOD_S
         return state + np.clip(target - state, -limit, limit)
 
-    def _result(self, horizon: int) -> Rollouts:
-        starts = np.cumsum([0, *(len(ticks) for ticks in self._ticks)])
-        every = [tick for ticks in self._ticks for tick in ticks]
-        states = np.stack([state for state, _, _ in every])
-        situation = expert.Situation.of(
-            states, np.stack([blocks for _, blocks, _ in every]), [task for _, _, task in every]
-        )
-        last = np.concatenate([np.zeros(len(ticks), dtype=np.int64) for ticks in self._ticks])
-        for table, first, end in self._spans:
-            last[starts[table] + first : starts[table] + end + 1] = starts[table] + end
-        frame_tick = np.array([starts[table] + tick for table, tick in self._frames])
-        own = np.concatenate([np.arange(len(ticks)) * TICK_S * 1000 for ticks in self._ticks])
-        return Rollouts(
-            np.stack(self._tokens),
-            frame_tick,
-            last[frame_tick],
-            np.concatenate([own[frame_tick], own]),
-            states.astype(np.float32),
-            expert.targets(situation, horizon, PERIOD_S).astype(np.float32),
-            self._outcomes,
-        )
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rollouts:
+    """Frames as features with the ticks after each; as `FeatureSet` of the model's side wants them."""
+
+    tokens: np.ndarray  # (N, T, D) float16
+    frame_tick: np.ndarray  # (N,)
+    last_tick: np.ndarray  # (N,)
+    stamp_ms: np.ndarray  # (N + E,)
+    states: np.ndarray  # (E, 7) float32
+    targets: np.ndarray  # (E, H, 7) float32
+    outcomes: list[tuple[str, float, bool]]
+
+
+def labelled(scenes: Sequence[Scene], horizon: int) -> Rollouts:
+    """What the policy made of its frames, and what the expert would have done at every tick."""
+    starts = np.cumsum([0, *(len(scene.states) for scene in scenes)])
+    states = np.concatenate([np.array(scene.states) for scene in scenes])
+    asked = [task for scene in scenes for task in scene.asked]
+    situation = expert.Situation.of(states, np.concatenate([np.array(scene.blocks) for scene in scenes]), asked)
+    last = np.concatenate([start + np.array(scene.last_tick) for start, scene in zip(starts, scenes, strict=False)])
+    frame_tick = np.array(
+        [start + frame.tick for start, scene in zip(starts, scenes, strict=False) for frame in scene.frames]
+    )
+    own_ms = np.concatenate([np.arange(len(scene.states)) * TICK_S * 1000 for scene in scenes])
+    return Rollouts(
+        np.stack([frame.tokens for scene in scenes for frame in scene.frames]).astype(np.float16),
+        frame_tick,
+        last[frame_tick],
+        np.concatenate([own_ms[frame_tick], own_ms]),
+        states.astype(np.float32),
+        expert.targets(situation, horizon, PERIOD_S).astype(np.float32),
+        [outcome for scene in scenes for outcome in scene.outcomes],
+    )

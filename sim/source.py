@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from control.clock import FakeClock
 from control.messages import RobotSpec
 from sim import tasks
-from sim.demonstrations import PERIOD_S, Batch, sample_batches
-from sim.rollouts import Collector, Policy, Rollouts
+from sim.demonstrations import PERIOD_S, Batch, Look, looks, sample_batches
+from sim.rollouts import Collector, Policy, Rollouts, Scene, labelled
 from sim.tabletop import TabletopRobot
 
 HELD_OUT_SEED = 1_000_000
 TABLES = 8  # side by side in a collecting process
+EXPERT_SHARE = 0.3  # chances a second that the expert takes over for a while
+TOLD_EVERY = 120  # tasks
 
 
 class TabletopSource:
@@ -34,8 +36,47 @@ class TabletopSource:
         """Every sentence that training may use."""
         return tasks.all_wordings("seen", self._kinds)
 
-    def batches(self, seed: int, horizon: int) -> Iterator[Batch]:
-        return sample_batches(seed, self._frames, horizon=horizon, max_age_ms=self._max_age_ms, kinds=self._kinds)
+    def batches(
+        self,
+        seed: int,
+        horizon: int,
+        current: Callable[[], Policy | None] = lambda: None,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> Iterator[Batch]:
+        """Demonstrations; once there is a `current` policy, half of the frames come from its own episodes.
+
+        `log` is told now and then how often the policy alone did what was asked.
+        """
+        return sample_batches(
+            seed,
+            self._frames,
+            horizon=horizon,
+            max_age_ms=self._max_age_ms,
+            kinds=self._kinds,
+            source=lambda: self._mixture(seed, current, log),
+        )
+
+    def _mixture(self, seed: int, current: Callable[[], Policy | None], log: Callable[[str], None]) -> Iterator[Look]:
+        demonstrated = looks(seed, self._kinds)
+        own: tuple[Collector, Iterator[Scene]] | None = None
+        outcomes: list[tuple[str, float, bool]] = []
+        while True:
+            policy = current()
+            if policy is None:
+                yield next(demonstrated)
+                continue
+            if own is None:
+                collector = Collector(policy, seed, TABLES, self._kinds, self._max_age_ms, EXPERT_SHARE)
+                own = collector, collector.scenes()
+            own[0].policy = policy
+            scene = next(own[1])
+            outcomes += scene.outcomes
+            if len(outcomes) >= TOLD_EVERY:
+                log(f"  own episodes: {successes(outcomes)}")
+                outcomes = []
+            seen = scene.looks()
+            yield from seen
+            yield from itertools.islice(demonstrated, len(seen))
 
     def held_out(self, horizon: int, count: int = 3) -> list[Batch]:
         """Batches from scenes that training never meets."""
@@ -47,4 +88,17 @@ class TabletopSource:
     def collect(self, policy: Policy, seed: int, frames: int, horizon: int, expert_share: float) -> Rollouts:
         """Episodes of the policy, labelled."""
         tables = min(TABLES, max(1, frames // 100))
-        return Collector(policy, seed, tables, self._kinds, self._max_age_ms, expert_share).run(frames, horizon)
+        collector = Collector(policy, seed, tables, self._kinds, self._max_age_ms, expert_share)
+        scenes, count = [], 0
+        for scene in collector.scenes():
+            scenes.append(scene)
+            count += len(scene.frames)
+            if count >= frames:
+                break
+        return labelled(scenes, horizon)
+
+
+def successes(outcomes: Sequence[tuple[str, float, bool]]) -> str:
+    """How often a policy alone did each kind of task."""
+    counts = {kind: [done for name, _, done in outcomes if name == kind] for kind in sorted({o[0] for o in outcomes})}
+    return ", ".join(f"{kind} {sum(done)} of {len(done)}" for kind, done in counts.items()) or "none driven to its end"

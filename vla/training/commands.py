@@ -18,14 +18,16 @@ from control.messages import RobotSpec
 from vla.errors import TrainingFault
 from vla.policy_spec import HeadChoice
 from vla.training.checkpoint import work_folder
-from vla.training.curriculum import BatchPolicy, on_processes, save_features, train_embedded
+from vla.training.curriculum import BatchPolicy, PolicyOnDisk, on_processes, save_features, train_embedded
 from vla.training.curve import save_curve
 from vla.training.dataset import Batch
+from vla.training.parts import HeadSchedule
 from vla.training.rounds import Order, RoundPlan
 from vla.training.train import Schedule, Shape, train
 
 HORIZON = 8  # rows of a chunk
 HIDDEN, LAYERS = 512, 3
+OWN_AFTER = 0.15  # of the end-to-end stage: from then on, half of the frames come from the policy's own episodes
 
 
 class Source(Protocol):
@@ -40,7 +42,9 @@ class Source(Protocol):
     @property
     def wordings(self) -> list[str]: ...
 
-    def batches(self, seed: int, horizon: int) -> Iterator[Batch]: ...
+    def batches(
+        self, seed: int, horizon: int, current: Callable[[], Any], log: Callable[[str], None]
+    ) -> Iterator[Batch]: ...
 
     def held_out(self, horizon: int) -> Sequence[Batch]: ...
 
@@ -118,16 +122,33 @@ def train_on_simulator(
             policy = BatchPolicy(options.out)
             found = source.collect(policy, int(seed), int(frames), HORIZON, float(share))
             save_features(options.out, found, Path(":".join(rest)))
-            log(f"  {len(found.frame_tick)} frames; {_successes(found.outcomes)}")
+            done = sum(success for _, _, success in found.outcomes)
+            log(f"  {len(found.frame_tick)} frames; the policy alone did {done} of {len(found.outcomes)} tasks")
         case _:
             raise TrainingFault(f"unknown stage '{stage}'")
+
+
+def train_on_features(options: TrainOptions, features: Path, log: Callable[[str], None]) -> None:
+    """A new head for the policy in `start_from`, on features that the rounds of its training left in a folder."""
+    from vla.training.from_recordings import train_on_kept
+
+    torch.set_num_threads(1)
+    if options.start_from is None:
+        raise TrainingFault("--features needs --from: the policy whose backbone made them")
+    schedule = HeadSchedule(
+        options.steps, 1024, max_age_ms=options.max_age_ms, patience=options.patience, seed=options.seed
+    )
+    curve = train_on_kept(
+        options.out, options.start_from, features, options.head_choice, schedule, log, options.overwrite
+    )
+    save_curve(curve, work_folder(options.out) / "curve")
 
 
 def _backbone(options: TrainOptions, source: Source, log: Callable[[str], None]) -> None:
     shape = Shape(HORIZON, source.period_s, "tabletop", options.head_choice, source.objects)
     schedule = Schedule(minutes=options.minutes, patience=options.patience, seed=options.seed)
     train(
-        lambda seed: source.batches(seed, HORIZON),
+        lambda seed: source.batches(seed, HORIZON, PolicyOnDisk(options.out, OWN_AFTER * options.minutes), log),
         source.held_out(HORIZON),
         options.out,
         source.robot,
@@ -141,17 +162,9 @@ def _backbone(options: TrainOptions, source: Source, log: Callable[[str], None])
     )
 
 
-def _successes(outcomes: Sequence[tuple[str, float, bool]]) -> str:
-    """How often the policy alone did each kind of task."""
-    kinds = sorted({kind for kind, _, _ in outcomes})
-    counts = [(kind, [done for name, _, done in outcomes if name == kind]) for kind in kinds]
-    return ", ".join(f"{kind} {sum(done)} of {len(done)}" for kind, done in counts) or "no task driven to its end"
-
-
 def train_on_recordings(options: TrainOptions, data: Sequence[Path], log: Callable[[str], None]) -> None:
     """End to end on recordings, or with `head_only` pooling and head on features of a backbone that stays."""
     from vla.training.from_recordings import train_end_to_end, train_head_only
-    from vla.training.parts import HeadSchedule
     from vla.training.recorded import load_recordings
 
     torch.set_num_threads(1)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from vla.errors import TrainingFault
-from vla.policy_spec import load_spec
+from vla.errors import FileFault, TrainingFault
+from vla.policy_spec import POLICY_FILE, load_spec
 from vla.training import checkpoint
 from vla.training.checkpoint import work_folder
 from vla.training.curve import save_curve
@@ -45,6 +45,29 @@ class BatchPolicy:
         here = torch.from_numpy(states).float()
         steps = head.predict(torch.from_numpy(tokens).float(), here, torch.from_numpy(age_ms))
         return ((here @ head.residual).unsqueeze(1) + steps * head.step_std + head.step_mean).double().numpy()
+
+
+class PolicyOnDisk:
+    """The newest policy that a training has saved in a folder, read again whenever there is a newer one.
+
+    None until it has been trained for `after_minutes`.
+    """
+
+    def __init__(self, folder: Path, after_minutes: float) -> None:
+        self._folder, self._after = folder, after_minutes
+        self._stamp_ns = 0
+        self._policy: BatchPolicy | None = None
+
+    def __call__(self) -> BatchPolicy | None:
+        try:
+            stamp_ns = (self._folder / POLICY_FILE).stat().st_mtime_ns
+            if stamp_ns != self._stamp_ns:
+                minutes = load_spec(self._folder).provenance.get("minutes", 0.0)
+                self._policy = BatchPolicy(self._folder) if float(minutes) >= self._after else None
+                self._stamp_ns = stamp_ns
+        except (FileNotFoundError, FileFault):
+            pass  # it is being replaced at this moment; the one before serves a little longer
+        return self._policy
 
 
 def on_processes(command: Sequence[str], processes: int) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import numpy as np
 
 from control.clock import NS_PER_MS
 from vla.errors import TrainingFault
-from vla.policy_spec import HEAD_FILE, POLICY_FILE, HeadChoice, backbone_folder, identify, load_spec
+from vla.policy_spec import HEAD_FILE, POLICY_FILE, HeadChoice, identify, load_spec
 from vla.training import checkpoint
 from vla.training.checkpoint import work_folder
 from vla.training.features import BatchEncoder, FeatureSet
-from vla.training.parts import HeadSchedule, TrainedParts, train_parts
+from vla.training.parts import HeadSchedule, TrainedParts, save_beside, train_parts
 from vla.training.recorded import Recorded, RecordedEpisode, batches, held_out_batches, span
 from vla.training.train import Schedule, Shape, train
 
@@ -93,14 +92,39 @@ def train_head_only(
         raise TrainingFault("no frame is followed by an action: nothing to train on")
     parts = TrainedParts(wanted, trains_pooling)
     curve = train_parts(parts, kept, held_out, schedule, log, renormalise=True)
-    new = checkpoint.beside(folder, "new")
-    checkpoint.clear(new)
-    new.mkdir(parents=True)
-    backbone = backbone_folder(policy, spec)
-    if backbone is not None:
-        shutil.copytree(backbone, new / wanted.backbone)
-    policy_id = parts.save(new, wanted)
-    checkpoint.replace(folder, new)
+    policy_id = save_beside(policy, folder, parts)
+    log(f"saved policy {policy_id} to {out}, trained on {len(kept)} frames")
+    return curve
+
+
+def train_on_kept(
+    out: Path,
+    policy: Path,
+    features: Path,
+    head: HeadChoice,
+    schedule: HeadSchedule,
+    log: Callable[[str], None],
+    overwrite: bool = False,
+) -> list[dict[str, float]]:
+    """A policy in `out` that differs from `policy` in its head alone, trained on the features that lie in a folder.
+
+    The same data under another head, or without the ages of deployment, shows what either of them is worth.
+    """
+    files = sorted(features.glob("round-*.safetensors"))
+    if not files:
+        raise TrainingFault(f"{features} holds no round-*.safetensors: expected the rounds folder of a training")
+    kept = FeatureSet.joined([FeatureSet.load(file) for file in files])
+    held_out = FeatureSet.load(features / "held-out.safetensors")
+    folder = checkpoint.reserve(out, overwrite)
+    spec = load_spec(policy)
+    ages = (0.0, schedule.max_age_ms)
+    provenance = spec.provenance | {"features_of": identify(policy), "head_steps": schedule.steps}
+    parts = TrainedParts(
+        spec.model_copy(update={"head": head, "feature_age_ms": ages, "provenance": provenance}), trains_pooling=False
+    )
+    parts.load_pooling(policy)
+    curve = train_parts(parts, kept, held_out, schedule, log, renormalise=True)
+    policy_id = save_beside(policy, folder, parts)
     log(f"saved policy {policy_id} to {out}, trained on {len(kept)} frames")
     return curve
 

@@ -46,7 +46,7 @@ class Group:
         if self.size == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
+        return DistributedDataParallel(module, device_ids=devices)
 
     def agree(self, value: float) -> float:
         """The first process' value, everywhere."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from vla import policy
 from vla.errors import TrainingFault
 from vla.head import TrainedHead
 from vla.policy import Part, action_head, load_part, view_aggregation, view_pooling
-from vla.policy_spec import HEAD_FILE, PolicySpec
+from vla.policy_spec import HEAD_FILE, POLICY_FILE, PolicySpec
+from vla.training import checkpoint
 from vla.training.features import FeatureSet
 from vla.training.learner import normalise
 
@@ -77,6 +79,16 @@ class TrainedParts(nn.Module):
     def trained(self) -> list[nn.Parameter]:
         parts = [self.pool, self.aggregate, self.head] if self.trains_pooling else [self.head]
         return [parameter for part in parts for parameter in part.parameters()]
+
+
+def save_beside(policy: Path, folder: Path, parts: TrainedParts) -> str:
+    """Everything of `policy` but its head and description, with `parts`, into `folder`; returns the policy's id."""
+    new = checkpoint.beside(folder, "new")
+    checkpoint.clear(new)
+    shutil.copytree(policy, new, ignore=shutil.ignore_patterns(POLICY_FILE, HEAD_FILE))
+    policy_id = parts.save(new, parts.spec)
+    checkpoint.replace(folder, new)
+    return policy_id
 
 
 @torch.inference_mode()

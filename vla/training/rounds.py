@@ -8,17 +8,15 @@ later ones by the policy of the round before.
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vla.errors import TrainingFault
-from vla.policy_spec import HEAD_FILE, POLICY_FILE, HeadChoice, load_spec
-from vla.training import checkpoint
+from vla.policy_spec import HeadChoice, load_spec
 from vla.training.features import FeatureSet
-from vla.training.parts import HeadSchedule, TrainedParts, train_parts
+from vla.training.parts import HeadSchedule, TrainedParts, save_beside, train_parts
 
 HELD_OUT = "held-out"
 KEEP_NEWEST = 40  # files of features that a round trains on; older ones are left out
@@ -129,12 +127,8 @@ def _train(
     schedule = HeadSchedule(steps, plan.batch, max_age_ms=plan.max_age_ms, seed=plan.seed + number)
     held_out = FeatureSet.load(work / f"{HELD_OUT}.safetensors")
     curve = train_parts(parts, kept, held_out, schedule, log, renormalise=begins_anew)
-    ages = (0.0, plan.max_age_ms)
     provenance = {**spec.provenance, "rounds": number + 1, "round_frames": len(kept), "round_seed": plan.seed}
-    new = checkpoint.beside(folder, "new")
-    checkpoint.clear(new)
-    shutil.copytree(folder, new, ignore=shutil.ignore_patterns(POLICY_FILE, HEAD_FILE))
-    policy_id = parts.save(new, spec.model_copy(update={"feature_age_ms": ages, "provenance": provenance}))
-    checkpoint.replace(folder, new)
+    parts.spec = spec.model_copy(update={"feature_age_ms": (0.0, plan.max_age_ms), "provenance": provenance})
+    policy_id = save_beside(folder, folder, parts)
     log(f"round {number + 1}: policy {policy_id}, trained on {len(kept)} frames")
     return curve

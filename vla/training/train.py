@@ -106,7 +106,7 @@ def train(
     training. Raises TrainingFault for what cannot begin or go on.
     """
     with Group(torch.device(device)) as group:
-        folder = checkpoint.reserve(out_folder, overwrite or resume or not group.is_first)
+        folder = checkpoint.reserve(out_folder, overwrite or resume) if group.is_first else out_folder.resolve()
         state_folder = checkpoint.work_folder(folder) / "state"
         torch.manual_seed(schedule.seed)
         learner, prompter = _start(robot, shape, wordings, schedule.seed, start_from)
