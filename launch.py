@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -59,6 +59,7 @@ def run(
             help="Instead of --say: N seeded tasks of the simulator, the blocks placed anew for each.",
         ),
     ] = 0,
+    tasks: Annotated[str, typer.Option(metavar="NAMES", help="Of --episodes: touch,pick; push; all.")] = "all",
     episode_s: Annotated[float, typer.Option(metavar="S", min=1.0, help="Length of an episode.")] = 15.0,
     random_weights: Annotated[
         bool,
@@ -94,8 +95,9 @@ def run(
     texts = [say] if say else []
     if episodes:
         from sim.tasks import episodes as sample_episodes
+        from sim.tasks import named
 
-        texts = [text for _, _, text in sample_episodes(seed or 0, episodes, "seen")]
+        texts = [text for _, _, text in sample_episodes(seed or 0, episodes, "seen", named(tasks))]
     stopped = stop_on_signals()
     started_ns = time.monotonic_ns()
     bus = settings.bus.build()
@@ -208,53 +210,87 @@ def train(
 def evaluate(
     config: ConfigOption = DEFAULT_CONFIG,
     set_: SetOption = None,
-    episodes: Annotated[int, typer.Option(min=1, metavar="N", help="Seeded episodes at each feature age.")] = 40,
-    feature_age: Annotated[str, typer.Option(metavar="MS,MS", help="Feature ages to charge, in ms.")] = "100,300,500",
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Tasks of the robot, with commas: touch,pick; push for both sides; all."),
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=1, metavar="N", help="Seeded episodes a task at each age.")] = 40,
+    feature_age: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MS,MS",
+            show_default="measured, and 600 and 1000 where the config allows them",
+            help="Feature ages to charge, in ms: multiples of 10 under freshness.hold_after_ms. `measured` is what a"
+            " live run comes to on this machine: the median encode time of this policy, and on top the longer of"
+            " another encode and the time between two views, rounded up.",
+        ),
+    ] = None,
     wordings: Annotated[str, typer.Option(help="seen in training, or unseen.")] = "unseen",
+    wordings_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Your own sentences instead, one `task: sentence` a line, # for comments. A task is written like"
+            " `pick red`, `push-left blue`, `stack red on blue`.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the list of episodes.")] = 1000,
+    controls: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            show_default="as many as --episodes, 40 at most",
+            help="Episodes a task for each control, at the youngest age: another instruction in mid-task, no words,"
+            " a frozen image of another scene, and, as information, one of this scene. 0: none.",
+        ),
+    ] = None,
+    expert: Annotated[bool, typer.Option("--expert", help="The scripted expert on the same episodes, too.")] = False,
+    workers: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Processes, of one thread each.")] = 1,
+    failures: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="For each failed episode: how things stood (JSON), what was seen (PNG)."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw all against feature age.")] = None,
     report: ReportOption = None,
+    shard: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Success of a policy in the simulator, in lockstep, at any feature age: the same loop and safety gate as live."""
-    import torch
-    from rich.progress import track
+    """Success of a policy in closed loop, in lockstep at an exact feature age: the same loop and safety gate as live.
 
-    from control.environment import environment
-    from control.report import check_writable, write_report
-    from sim import evaluate as judging
-    from sim import tasks
-    from vla.assemble import load_encoder
-    from vla.policy import load_head
+    Any robot can be evaluated that resets and judges itself (control/robot.py: Evaluates).
+    """
+    from sim.eval_session import Asked, Session
+    from sim.evaluate import Lockstep
+    from vla.policy_spec import identify
 
-    if wordings not in ("seen", "unseen"):
-        raise typer.BadParameter(f"--wordings takes seen or unseen, got '{wordings}'")
-    try:
-        ages_ms = [float(word) for word in feature_age.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"--feature-age takes numbers of ms like 100,300, got '{feature_age}'") from None
     settings = load(config, set_)
-    if settings.robot.name != "tabletop" or settings.encoder.random_weights:
-        raise typer.BadParameter("eval needs robot.name tabletop and a trained policy: it judges tasks of that table")
+    if settings.encoder.random_weights:
+        raise typer.BadParameter("eval needs a trained policy: encoder.random_weights moves nothing")
+    asked = Asked(tasks, wordings, wordings_file, episodes, seed, feature_age, controls, expert, failures, plot, report)
+    robot, options = settings.robot, settings.encoder
+    lockstep = Lockstep(settings.loop_settings(), settings.watchdog_ns, robot.history_samples, robot.host_hz)
+    session = Session(asked, robot.name, robot.options, lockstep)
     _check_policy(settings)
-    check_writable(report)
-    for age_ms in ages_ms:
-        judging.check_lockstep(settings.loop_settings(), age_ms)
-    torch.set_num_threads(settings.encoder.threads)
-    folder = Path(settings.encoder.policy)
-    encoder, head = (
-        load_encoder(folder, settings.encoder.device, 1, options=encoder_options(settings)),
-        load_head(folder),
-    )
-    drawn = tasks.episodes(seed, episodes, wordings)
-    success: dict[str, object] = {}
-    for age_ms in ages_ms:
-        shown = track(drawn, f"age {age_ms:g} ms", transient=True)
-        outcomes = judging.run_episodes(
-            encoder, head, settings.loop_settings(), settings.robot.options, shown, age_ms, settings.watchdog_ns
-        )
-        row = success[f"{age_ms:g}"] = judging.summarise(outcomes)
-        typer.echo(judging.describe(age_ms, row))
-    figures = {"policy": head.policy_id, "wordings": wordings, "seed": seed, "success": success}
-    write_report(report, figures | environment())
+    folder = Path(options.policy)
+
+    def load_policy() -> tuple[Any, Any]:
+        import torch
+
+        from vla.assemble import load_encoder
+        from vla.policy import load_head
+
+        torch.set_num_threads(1)
+        encoder = load_encoder(folder, options.device, 1, options=encoder_options(settings))
+        encoder.warm_up()
+        return encoder, load_head(folder)
+
+    if shard is not None:
+        session.work(shard, load_policy)
+        return
+    arguments = [str(Path(__file__).resolve()), "eval", "--config", str(config)]
+    arguments += [word for item in set_ or [] for word in ("--set", item)]
+    about = {"policy": identify(folder), "precision": options.precision, "device": options.device, "robot": robot.name}
+    session.lead(load_policy, workers, arguments, about, typer.echo)
 
 
 def _check_policy(settings: Config) -> list[str]:

@@ -18,6 +18,7 @@ from control.messages import Instruction, RobotSpec
 from sim import kinematics, tasks
 from sim.appearance import Appearance
 from sim.cameras import Cameras
+from sim.evaluated import Evaluated
 from sim.gl import RenderingUnavailable, load_mujoco
 from sim.judging import TaskJudge
 from sim.options import camera_sizes, seed_number
@@ -35,7 +36,7 @@ LOOK_STEPS = 5  # physics steps from one look at the blocks to the next
 _HAND = ("hand", "finger_left", "finger_right")
 
 
-class TabletopRobot:
+class TabletopRobot(Evaluated):
     """A 6-joint arm with a gripper, four blocks and a bin. State and action: six angles (rad) and the opening (m).
 
     `cameras` is a choice of front, left, right, top, wrist, or {name: (height, width)}; all five by default, at

@@ -1,5 +1,7 @@
 """The command line as a person meets it."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,9 +13,13 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def launch(*words, timeout=60):
+def launch(*words, timeout=60, **environment):
     result = subprocess.run(
-        [sys.executable, str(ROOT / "launch.py"), *map(str, words)], capture_output=True, text=True, timeout=timeout
+        [sys.executable, str(ROOT / "launch.py"), *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | environment,
     )
     assert "Traceback" not in result.stdout + result.stderr, result.stderr
     return result
@@ -60,7 +66,19 @@ def test_an_operators_command_fails_within_two_seconds_when_nothing_runs(words, 
             "safety.workspace names hip; robot 'tabletop' has",
         ),
         (("check", "--set", "bus.address=tcp://0.0.0.0:5550"), "is open to the network"),
-        (("eval", "--feature-age", "105"), "multiple"),
+        (("eval", "--feature-age", "105"), "a feature age must be 0 or a positive multiple of 10 ms, got 105 ms"),
+        (("eval", "--feature-age", "100,new"), "--feature-age takes numbers of ms like 100,300 and the word measured"),
+        (("eval", "--feature-age", "100,99990"), "at a feature age of 99990 ms nothing would move"),
+        (("eval", "--tasks", "juggle"), "unknown task 'juggle'; known: touch, pick"),
+        (("eval", "--wordings", "tested"), "--wordings takes seen or unseen, got 'tested'"),
+        (("eval", "--episodes", "0"), "equal to 1"),
+        (("eval", "--set", "robot.name=remote"), "eval needs a robot on a simulated clock"),
+        (("eval", "--set", "encoder.random_weights=true"), "eval needs a trained policy"),
+        (
+            ("eval", "--set", "robot.options.image_size=[224, 224]"),
+            "camera 'front' gives 224x224, the policy was trained",
+        ),
+        (("run", "--episodes", "2", "--tasks", "juggle"), "unknown task 'juggle'; known: touch, pick"),
         (("check", "--set", "control.rate_hz=2"), "robot.watchdog_ms 300 must be over one control period (500 ms)"),
     ],
 )
@@ -135,8 +153,121 @@ def test_check_prints_the_budgets_and_what_policy_and_robot_are():
     assert result.stdout.splitlines()[-1] == "all well"
 
 
-def test_eval_reports_success_in_lockstep(tmp_path):
-    report = tmp_path / "eval.json"
-    result = launch("eval", "--episodes", 2, "--feature-age", "100", "--report", report, timeout=110)
+def test_eval_reports_the_same_from_one_process_and_from_two(tmp_path):
+    reports = []
+    for workers in (1, 2):
+        file = tmp_path / f"{workers}.json"
+        words = ("--tasks", "touch", "--episodes", 2, "--feature-age", "100,200", "--controls", 0, "--workers", workers)
+        result = launch("eval", *words, "--expert", "--report", file, timeout=110)
+        assert result.returncode == 0, result.stderr
+        reports.append(json.loads(file.read_text()))
+    one, two = reports
+    row = one["success"]["touch"]["100"]
+    assert row["episodes"] == 2 and {"rate", "ci95", "time_s", "path_m", "jerk"} <= set(row)
+    assert set(one["success"]["touch"]) == {"100", "200"} and one["expert"]["touch"]["rate"] == 1.0
+    assert one["wordings"] == "unseen" and one["seed"] == 1000 and one["precision"] == "int8" and one["policy"]
+    assert one["feature_age"]["definition"] and one["machine"] and one["versions"]
+    assert one == two
+
+
+def test_eval_measures_the_age_and_keeps_what_failed(tmp_path):
+    report, folder, sentences = tmp_path / "eval.json", tmp_path / "failed", tmp_path / "mine.txt"
+    sentences.write_text("touch red: just dance\n")
+    words = ("--episodes", 1, "--feature-age", "measured", "--controls", 0, "--wordings-file", sentences)
+    result = launch("eval", *words, "--report", report, "--failures", folder, timeout=110)
     assert result.returncode == 0, result.stderr
-    assert '"episodes": 2' in report.read_text()
+    found = json.loads(report.read_text())
+    age_ms = found["feature_age"]["measured_ms"]
+    assert age_ms >= 50 and set(found["success"]["touch"]) == {f"{age_ms:g}"}
+    assert f"feature age of a live run here: {age_ms:g} ms" in result.stdout
+    assert found["wordings"] == "mine.txt" and "controls" not in found
+    if found["success"]["touch"][f"{age_ms:g}"]["rate"] == 0.0:
+        assert {file.suffix for file in folder.iterdir()} == {".json", ".png"}
+
+
+PLUG_IN = '''
+from sim.tabletop import TabletopRobot
+
+class MyArm:
+    """Somebody's own robot, which only looks like the table-top."""
+
+    def __init__(self, clock):
+        self._robot = TabletopRobot(clock)
+        verbs = "connect read_state read_frames apply hold close" + {extra!r}
+        for name in verbs.split():
+            setattr(self, name, getattr(self._robot, name))
+
+    spec = property(lambda self: self._robot.spec)
+    is_over = property(lambda self: self._robot.is_over)
+'''
+
+
+def plug_in(folder, extra):
+    """An installed package with a robot `my-arm`."""
+    (folder / "my_arm.py").write_text(PLUG_IN.format(extra=extra))
+    metadata = folder / "my_arm-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-arm\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[saccade.robots]\nmy-arm = my_arm:MyArm\n")
+    return {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+
+
+def test_eval_measures_a_policy_on_any_robot_that_resets_and_judges(tmp_path):
+    installed = plug_in(tmp_path, " reset begin judge episodes")
+    report = tmp_path / "eval.json"
+    words = ("--set", "robot.name=my-arm", "--set", "robot.options={}", "--tasks", "touch", "--episodes", 1)
+    result = launch(
+        "eval", *words, "--feature-age", "100", "--controls", 1, "--report", report, timeout=110, **installed
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(report.read_text())
+    assert found["robot"] == "my-arm"
+    assert "path_rad" in found["success"]["touch"]["100"] and "path_m" not in found["success"]["touch"]["100"]
+    assert "frozen_image" in found["controls"] and "swapped" not in found["controls"]
+    result = launch("eval", *words, "--expert", **installed)
+    assert result.returncode == 2 and "robot 'tabletop' has no scripted expert" in result.stderr
+    result = launch("eval", *words, "--wordings-file", report, **installed)
+    assert result.returncode == 2 and "reads no sentences of others" in result.stderr
+
+
+def test_eval_refuses_a_robot_that_cannot_judge(tmp_path):
+    installed = plug_in(tmp_path, "")
+    result = launch("eval", "--set", "robot.name=my-arm", "--set", "robot.options={}", **installed)
+    assert result.returncode == 2
+    assert "robot 'my-arm' cannot be evaluated: it lacks some of reset, begin, judge, is_over" in result.stderr
+
+
+@pytest.mark.timeout(300)
+def test_training_on_the_simulator_goes_through_its_stages_and_goes_on_where_it_was(tmp_path):
+    """Both stages in two processes, small; the same command again has nothing left to do, another one is refused."""
+    words = ["train", "--out", tmp_path / "policy", "--tasks", "touch", "--minutes", "0.05", "--workers", "2"]
+    words += ["--rounds", "1", "--frames", "64", "--seed", "3"]
+    first = launch(*words, timeout=280)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "2 process(es)" in first.stdout and "round 1 of 1" in first.stdout
+    checked = launch("check", "--set", f"encoder.policy={tmp_path / 'policy'}")
+    assert checked.returncode == 0, checked.stderr
+    spec = yaml.safe_load((tmp_path / "policy" / "policy.yaml").read_text())
+    assert spec["feature_age_ms"] == [0.0, 1000.0] and spec["provenance"]["rounds"] == 1
+    again = launch(*words)
+    assert again.returncode == 0 and "round 1 of 1" not in again.stdout
+    assert yaml.safe_load((tmp_path / "policy" / "policy.yaml").read_text()) == spec
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--head-only",), "--head-only and --from need --data"),
+        (("--tasks", "juggle"), "unknown task 'juggle'; known: touch"),
+        (("--head", "diffusion"), "--head takes regression or flow-matching, got 'diffusion'"),
+        (("--data", "nowhere"), "no recording in nowhere"),
+        (("--features", "nowhere"), "--features needs --from"),
+    ],
+)
+def test_train_says_what_it_cannot_do(tmp_path, words, message):
+    if words[0] == "--data":
+        words = ("--data", tmp_path)
+        message = "no recording in"
+    result = launch("train", "--out", tmp_path / "policy", *words)
+    assert result.returncode == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())

@@ -5,8 +5,8 @@ import pytest
 
 from control.clock import FakeClock
 from control.discovery import installed_robots, make_robot
-from control.messages import RobotSpec
-from control.robot import Robot
+from control.messages import Instruction, RobotSpec
+from control.robot import Evaluates, Robot
 
 ROBOTS = [name for name in installed_robots() if name in ("tabletop",)]
 
@@ -77,3 +77,30 @@ def test_close_twice_is_fine(connected):
     robot, _ = connected
     robot.close()
     robot.close()
+
+
+def test_a_robot_that_can_be_evaluated_does_the_same_in_the_same_scene(connected):
+    """`launch.py eval` runs episodes in any order and in several processes."""
+    robot, clock = connected
+    if not isinstance(robot, Evaluates):
+        pytest.skip("it does not reset and judge itself")
+    first, second = robot.episodes(3, 2, "all", "unseen")[:2]
+    assert robot.episodes(3, 2, "all", "unseen")[:2] == [first, second] and first.seed != second.seed
+
+    def seen(episode):
+        robot.reset(episode.seed)
+        robot.begin(Instruction(0, clock.now_ns(), 1, 1, episode.meaning))
+        assert robot.judge() is False and not robot.is_over
+        states = []
+        for _ in range(10):
+            robot.apply(robot.spec.action_low * 0.1 + robot.read_state() * 0.9)
+            clock.advance(10_000_000)
+            states.append(robot.read_state())
+        return np.array(states), robot.read_frames()
+
+    states, frames = seen(first)
+    seen(second)
+    again, frames_again = seen(first)
+    np.testing.assert_array_equal(states, again)
+    for name, image in frames.items():
+        np.testing.assert_array_equal(image, frames_again[name])
