@@ -24,8 +24,6 @@ from vla.commands import app as vla_commands
 if TYPE_CHECKING:
     from control.config import Config
 
-HORIZON = 8  # rows of a trained chunk
-
 app = typer.Typer(
     name="saccade",
     help="Run vision-language-action policies on robots: a slow encoder looks, a 10 Hz loop never waits for it.",
@@ -173,37 +171,53 @@ def check(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None) -> None
 @app.command(rich_help_panel="Prepare")
 def train(
     out: Annotated[Path, typer.Option(help="Policy folder to write.")],
-    minutes: Annotated[float, typer.Option(min=0.01, help="Training time on one CPU core, with rendering.")] = 50.0,
-    batch_size: Annotated[int, typer.Option(min=2, max=1024)] = 32,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE|DIR", help="Recordings to train on, instead of the simulator. May be repeated."),
+    ] = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="Policy folder to begin with; needed for --head-only.")
+    ] = None,
+    head_only: Annotated[
+        bool, typer.Option("--head-only", help="Keep the backbone: encode --data once, train pooling and head on it.")
+    ] = False,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Train another head for --from, on the features that the rounds of a training left here."),
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="What to learn on the simulator: a list with commas, or all.")] = "all",
+    minutes: Annotated[float, typer.Option(min=0.01, help="Of the end-to-end stage.")] = 60.0,
+    rounds: Annotated[int, typer.Option(min=0, help="Then so many rounds on the policy's own episodes.")] = 8,
+    frames: Annotated[int, typer.Option(min=64, help="Frames a round.")] = 16000,
+    max_age: Annotated[float, typer.Option(metavar="MS", min=0.0, help="Oldest features to train with.")] = 1000.0,
+    head: Annotated[str, typer.Option(help="regression, or flow-matching.")] = "regression",
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="End after so many measurements without a better held-out error.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; one a core, or one a GPU.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option(min=0, help="Seed of scenes and weights.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a policy that lies there already.")] = False,
+    steps: Annotated[int, typer.Option(min=1, help="Of the head, where it is trained alone.")] = 6000,
+    stage: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
-    """Train the embedded policy on the simulator: backbone, pooling and head, end to end, from nothing else."""
-    import itertools
+    """Train a policy, on the simulator or on recordings. The same command again goes on after an interrupt."""
+    from sim.source import TabletopSource
+    from sim.tasks import named
+    from vla.training.commands import TrainOptions, train_on_features, train_on_recordings, train_on_simulator
 
-    import torch
-
-    from control.clock import FakeClock
-    from sim import tasks
-    from sim.demonstrations import PERIOD_S, sample_batches
-    from sim.tabletop import TabletopRobot
-    from vla.train import train as train_policy
-
-    torch.set_num_threads(1)
-    train_policy(
-        batches=sample_batches(seed, batch_size, HORIZON),
-        validation_batches=list(itertools.islice(sample_batches(seed + 1_000_000, 64, HORIZON), 3)),
-        out_folder=out,
-        robot=TabletopRobot(FakeClock()).spec,
-        horizon=HORIZON,
-        period_s=PERIOD_S,
-        wordings=[text for colour in tasks.COLOURS for text in tasks.wordings(colour, "seen")],
-        max_minutes=minutes,
-        seed=seed,
-        log=typer.echo,
-        name="tabletop",
-        overwrite=overwrite,
+    options = TrainOptions(
+        out, from_, head_only, minutes, rounds, frames, max_age, head, patience, workers, device, seed, overwrite, steps
     )
+    if features:
+        train_on_features(options, features, typer.echo)
+    elif data:
+        train_on_recordings(options, data, typer.echo)
+    elif head_only or from_:
+        raise typer.BadParameter("--head-only and --from need --data: recordings to train on")
+    else:
+        source = TabletopSource(named(tasks), max_age_ms=max_age)
+        train_on_simulator(options, source, ["--tasks", tasks], Path(__file__).resolve(), typer.echo, stage)
 
 
 @app.command(name="eval", rich_help_panel="Prepare")

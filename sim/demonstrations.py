@@ -39,6 +39,7 @@ class Truth:
     uv: dict[str, np.ndarray]  # camera -> (M, Q, 2) float32: the centre, u right, v down, in [0, 1)
     visible: dict[str, np.ndarray]  # camera -> (M, Q) bool; where False, uv is clipped into the image
     position: np.ndarray  # (M, Q, 3) float32, m
+    held: np.ndarray  # (M, Q) bool: between the fingers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +98,7 @@ class Whims:
         excursion = None
         if rng.random() < 0.22:
             tip = rng.uniform((0.18, -0.32, 0.03), (0.56, 0.32, 0.30))
-            excursion = kinematics.tool_down(tip[None], rng.choice([0.0, 0.03, 0.08]))[0]
+            excursion = kinematics.tool_down(tip[None], rng.choice([0.0, 0.03, 0.05, 0.08]))[0]
             excursion += rng.normal(0.0, (0, 0, 0, 0.1, 0.1, 0.6, 0))
             until = tick + int(rng.integers(4, 24))
         return Whims(float(rng.choice([0.0, 0.005, 0.015, 0.03])), offset, excursion, until)
@@ -212,11 +213,11 @@ def sample_batches(
 
 
 def _mixed(rng: np.random.Generator, stream: Iterator[Look], frames: int, pool: int) -> Iterator[list[Look]]:
-    """`frames` at a time, each at random from the newest of the stream."""
+    """`frames` at a time, each at random from the newest of the stream; the pool fills up while it is drawn from."""
     waiting: list[Look] = []
-    for look in stream:
+    for count, look in enumerate(stream):
         waiting.append(look)
-        if len(waiting) >= pool + frames:
+        if len(waiting) >= min(pool, 8 * frames + count // 2) + frames:
             yield [waiting.pop(int(rng.integers(len(waiting)))) for _ in range(frames)]
 
 
@@ -263,8 +264,15 @@ def batch_of(
             {name: np.array([look.uv[name] for _, look, _ in samples], np.float32)[rows, objects] for name in cameras},
             {name: np.array([look.visible[name] for _, look, _ in samples])[rows, objects] for name in cameras},
             positions[rows, objects].astype(np.float32),
+            _held([look for _, look, _ in samples])[:, None] == objects,
         ),
     )
+
+
+def _held(seen: Sequence[Look]) -> np.ndarray:
+    """(M,) which of OBJECTS was between the fingers, -1 for none."""
+    states = np.array([look.track.states[look.tick] for look in seen])
+    return expert.held(states, np.array([look.track.blocks[look.tick] for look in seen]))
 
 
 def _objects(task: tasks.Task) -> tuple[int, int]:

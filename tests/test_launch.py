@@ -241,7 +241,7 @@ def test_eval_refuses_a_robot_that_cannot_judge(tmp_path):
 def test_training_on_the_simulator_goes_through_its_stages_and_goes_on_where_it_was(tmp_path):
     """Both stages in two processes, small; the same command again has nothing left to do, another one is refused."""
     words = ["train", "--out", tmp_path / "policy", "--tasks", "touch", "--minutes", "0.05", "--workers", "2"]
-    words += ["--rounds", "1", "--frames", "64", "--seed", "3"]
+    words += ["--rounds", "1", "--frames", "64", "--steps", "20", "--seed", "3"]
     first = launch(*words, timeout=280)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "2 process(es)" in first.stdout and "round 1 of 1" in first.stdout

@@ -80,7 +80,9 @@ def test_the_chunk_is_the_experts_for_the_instruction_from_where_the_arm_was_tha
         image = seen({name: images[i] for name, images in sampled.images.items()})
         task = tasks.parse(sampled.instructions[i])
         ticks = np.round(sampled.feature_age_ms[i] / 1000 / TICK_S).astype(int)
-        alike = [look for look in taken if seen(look.images) == image and look.tick + ticks.max() < 200]
+        alike = [
+            look for look in taken if seen(look.images) == image and look.tick + ticks.max() < len(look.track.states)
+        ]
         off = [np.abs(sampled.states[i] - look.track.states[look.tick + ticks]).max() for look in alike]
         assert min(off) < 0.012  # the measurement noise has a deviation of 0.002
         look = alike[int(np.argmin(off))]

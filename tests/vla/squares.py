@@ -20,6 +20,7 @@ class SquaresTruth:
     uv: dict[str, np.ndarray]
     visible: dict[str, np.ndarray]
     position: np.ndarray
+    held: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,5 +80,5 @@ def batches(seed: int, size: int, views: int = 5, side: int = 112, acting: int =
         fractions = (np.arange(1, HORIZON + 1, dtype=np.float32) / HORIZON)[:, None]
         targets = states[:, :, None] + fractions * (goal - states[:, :, None])
         ages = rng.uniform(0, 600, (size, acting)).astype(np.float32)
-        truth = SquaresTruth(uv, visible, position)
+        truth = SquaresTruth(uv, visible, position, np.zeros((size, 1), dtype=bool))
         yield SquaresBatch(images, np.arange(size), instructions, states, ages, targets, truth)

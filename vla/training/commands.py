@@ -80,7 +80,16 @@ class TrainOptions:
         """The same options as words of a command line; --overwrite is left out, it was dealt with."""
         words = ["train", "--out", str(self.out.resolve()), "--minutes", str(self.minutes), "--seed", str(self.seed)]
         words += ["--rounds", str(self.rounds), "--frames", str(self.frames), "--max-age", str(self.max_age_ms)]
-        words += ["--head", self.head, "--device", self.device, "--workers", str(self.workers)]
+        words += [
+            "--steps",
+            str(self.steps),
+            "--head",
+            self.head,
+            "--device",
+            self.device,
+            "--workers",
+            str(self.workers),
+        ]
         words += ["--from", str(self.start_from)] if self.start_from else []
         return words + (["--patience", str(self.patience)] if self.patience else [])
 
@@ -104,6 +113,8 @@ def train_on_simulator(
             plan = RoundPlan(
                 options.rounds,
                 options.frames,
+                steps=max(1, options.steps // 4),
+                last_steps=options.steps,
                 workers=options.workers,
                 max_age_ms=options.max_age_ms,
                 seed=options.seed,

@@ -34,6 +34,11 @@ class Truth(Protocol):
         """(M, Q, 3) metres."""
         ...
 
+    @property
+    def held(self) -> np.ndarray:
+        """(M, Q) bool: in the robot's grip."""
+        ...
+
 
 class Batch(Protocol):
     """M samples on N frames."""

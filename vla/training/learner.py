@@ -30,6 +30,7 @@ from vla.training.dataset import Batch
 
 POSITION_UNIT_M = 0.1
 MIN_STD = 1e-3
+HELD_WEIGHT = 0.3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,9 +40,10 @@ class Sighting:
     uv: torch.Tensor  # (M, V, Q, 2)
     visible: torch.Tensor  # (M, V, Q) bool
     position: torch.Tensor  # (M, Q, 3)
+    held: torch.Tensor  # (M, Q) bool
 
     def to(self, device: torch.device) -> Sighting:
-        return Sighting(self.uv.to(device), self.visible.to(device), self.position.to(device))
+        return Sighting(*(part.to(device) for part in (self.uv, self.visible, self.position, self.held)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,6 +80,7 @@ class Outputs:
     cell_logits: torch.Tensor  # (M, V, Q, I)
     cell_details: torch.Tensor  # (M, V, Q, 3): offset right and down inside the cell, logit of being visible
     position: torch.Tensor  # (M, Q, 3) metres
+    held: torch.Tensor  # (M, Q) logit
 
 
 class Learner(nn.Module):
@@ -95,7 +98,7 @@ class Learner(nn.Module):
             nn.LayerNorm(spec.tokens * spec.width),
             nn.Linear(spec.tokens * spec.width, 192),
             nn.SiLU(),
-            nn.Linear(192, 3 * spec.pooling.queries),
+            nn.Linear(192, 4 * spec.pooling.queries),
         )
         self.position_mean: torch.Tensor
         self.register_buffer("position_mean", torch.zeros(spec.pooling.queries, 3))
@@ -127,6 +130,7 @@ class Learner(nn.Module):
             return {"chunk": chunk.mean()} | self._seen_losses(outputs, inputs.sighting)
         # Every parameter takes part, as training in several processes wants it.
         untaught = outputs.cell_logits.sum() + outputs.cell_details.sum() + outputs.position.sum()
+        untaught = untaught + outputs.held.sum()
         return {"chunk": chunk.mean() + 0.0 * untaught}
 
     def see(self, inputs: Inputs) -> Outputs:
@@ -139,8 +143,9 @@ class Learner(nn.Module):
         (tokens,) = self.backbone.image_hidden(hidden, inputs.prompt)
         pooled, logits = self.pool.attend(tokens.unflatten(0, (samples, views)))
         features = self.aggregate(pooled)
-        position = self.locate(features.flatten(1)).unflatten(1, (-1, 3)).float() * POSITION_UNIT_M
-        return Outputs(features, logits.float(), self.where(pooled).float(), position + self.position_mean)
+        located = self.locate(features.flatten(1)).unflatten(1, (-1, 4)).float()
+        position = located[..., :3] * POSITION_UNIT_M + self.position_mean
+        return Outputs(features, logits.float(), self.where(pooled).float(), position, located[..., 3])
 
     def _seen_losses(self, outputs: Outputs, truth: Sighting) -> dict[str, torch.Tensor]:
         cell, offset = self.cells(truth)
@@ -156,6 +161,7 @@ class Learner(nn.Module):
             "position": F.smooth_l1_loss(
                 outputs.position / POSITION_UNIT_M, truth.position / POSITION_UNIT_M, beta=SMOOTH
             ),
+            "held": HELD_WEIGHT * F.binary_cross_entropy_with_logits(outputs.held, truth.held.float()),
         }
 
     def cells(self, truth: Sighting) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,6 +221,7 @@ class Collator:
             torch.from_numpy(np.stack([truth.uv[camera] for camera in cameras], axis=1)).float(),
             torch.from_numpy(np.stack([truth.visible[camera] for camera in cameras], axis=1)).bool(),
             torch.from_numpy(truth.position).float(),
+            torch.from_numpy(truth.held).bool(),
         )
 
 
