@@ -186,9 +186,11 @@ def train(
         typer.Option(help="Train another head for --from, on the features that the rounds of a training left here."),
     ] = None,
     tasks: Annotated[str, typer.Option(help="What to learn on the simulator: a list with commas, or all.")] = "all",
-    minutes: Annotated[float, typer.Option(min=0.01, help="Of the end-to-end stage.")] = 60.0,
-    rounds: Annotated[int, typer.Option(min=0, help="Then so many rounds on the policy's own episodes.")] = 8,
-    frames: Annotated[int, typer.Option(min=64, help="Frames a round.")] = 16000,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Of the end-to-end stage.")] = 120.0,
+    rounds: Annotated[int, typer.Option(min=0, help="Then so many rounds that train the head alone.")] = 0,
+    frames: Annotated[
+        int, typer.Option(min=64, help="Frames of such a round, from the policy's own episodes.")
+    ] = 16000,
     max_age: Annotated[float, typer.Option(metavar="MS", min=0.0, help="Oldest features to train with.")] = 1000.0,
     head: Annotated[str, typer.Option(help="regression, or flow-matching.")] = "regression",
     patience: Annotated[

@@ -32,6 +32,7 @@ log = logging.getLogger("robot")
 HOME = kinematics.tool_down(np.array([[0.30, 0.0, 0.24]]), 0.03)[0]
 STEP_NS = round(TIMESTEP_S * NS_PER_S)
 MAX_STEPS_A_CALL = NS_PER_S // 4 // STEP_NS
+PUSHED_M_S = 0.02  # a block this fast as a task begins is being pushed
 LOOK_STEPS = 5  # physics steps from one look at the blocks to the next
 _HAND = ("hand", "finger_left", "finger_right")
 
@@ -118,7 +119,7 @@ class TabletopRobot(Evaluated):
         self._catch_up()
         if self._reset_on_instruction:
             self._replace_blocks(np.random.default_rng([self._seed, instruction.id]))
-        self._judge = TaskJudge(tasks.parse(instruction.text), self._contacts(), self.blocks)
+        self._judge = TaskJudge(tasks.parse(instruction.text), self._in_contact(), self.blocks)
         self._steps = 0  # of this judge: the same episode is judged the same, whatever was before
 
     def judge(self) -> bool | None:
@@ -283,6 +284,12 @@ class TabletopRobot(Evaluated):
             return []
         blocks = self._block_index[pairs[hand[:, ::-1]]]
         return [COLOURS[i] for i in np.unique(blocks[blocks >= 0])]
+
+    def _in_contact(self) -> list[str]:
+        """The blocks that the hand touches, and those that move: contacts chatter while a block is pushed."""
+        speeds = [np.linalg.norm(self._data.qvel[velocity : velocity + 3]) for velocity in self._block_velocity]
+        moving = {colour for colour, speed in zip(COLOURS, speeds, strict=True) if speed > PUSHED_M_S}
+        return [colour for colour in COLOURS if colour in moving.union(self._contacts())]
 
     def _set_blocks(self, blocks: np.ndarray) -> None:
         for (x, y, z, yaw), position, velocity in zip(blocks, self._block_address, self._block_velocity, strict=True):

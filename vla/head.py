@@ -22,7 +22,7 @@ from control.head import ActionHead
 from vla.window import WINDOW_WIDTH, SensorWindow
 
 AGE_UNIT_MS = 500.0
-SMOOTH = 0.1  # where the smooth L1 loss turns quadratic, in units of one standard deviation
+SMOOTH = 0.3  # where the smooth L1 loss turns quadratic, in units of one standard deviation
 CLAMP = 10.0  # standard deviations: a state far outside the training data does not blow the network up
 # rad, m or the action's own unit. Above what a loaded servo sags; below what a person means by moving a joint.
 HOLD_TOLERANCE = 0.1

@@ -27,7 +27,7 @@ from vla.training.train import Schedule, Shape, train
 
 HORIZON = 8  # rows of a chunk
 HIDDEN, LAYERS = 512, 3
-OWN_AFTER = 0.15  # of the end-to-end stage: from then on, half of the frames come from the policy's own episodes
+OWN_AFTER = 0.1  # of the end-to-end stage: from then on, half of the frames come from the policy's own episodes
 
 
 class Source(Protocol):

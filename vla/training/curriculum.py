@@ -7,6 +7,7 @@ when it is given again. Refuses to know the simulator: what the commands do is s
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -99,7 +100,8 @@ def train_embedded(
     work.mkdir(parents=True, exist_ok=True)
     done = work / BACKBONE_DONE
     if not done.is_file():
-        code = subprocess.run(list(backbone), check=False).returncode
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # each process has a core; torchrun says so otherwise
+        code = subprocess.run(list(backbone), check=False, env=one_thread).returncode
         if code:
             raise TrainingFault(
                 f"the first stage ended with exit code {code}: see its message above; give the same"

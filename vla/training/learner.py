@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vla.head import SMOOTH, TrainedHead
+from vla.head import SMOOTH as ACTION_SMOOTH
+from vla.head import TrainedHead
 from vla.policy import action_head, view_aggregation, view_pooling
 from vla.policy_spec import PolicySpec
 from vla.preprocess import patches, resize
@@ -31,6 +32,7 @@ from vla.training.dataset import Batch
 POSITION_UNIT_M = 0.1
 MIN_STD = 1e-3
 HELD_WEIGHT = 0.3
+SMOOTH = 0.1  # where the smooth L1 losses of perception turn quadratic
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -237,7 +239,7 @@ def measure(learner: Learner, batches: Sequence[Inputs]) -> dict[str, float]:
         steps = learner.head.predict(features, states, inputs.age_ms.flatten(), windows)
         wanted = learner.head.displacement(states, targets)
         joint.append(((steps - wanted) * learner.head.step_std).abs().flatten())
-        chunk.append(F.smooth_l1_loss(steps, wanted, beta=SMOOTH, reduction="none").flatten())
+        chunk.append(F.smooth_l1_loss(steps, wanted, beta=ACTION_SMOOTH, reduction="none").flatten())
         if inputs.sighting is not None:
             cell, _ = learner.cells(inputs.sighting)
             position.append((outputs.position - inputs.sighting.position).norm(dim=-1).flatten() * 100.0)
