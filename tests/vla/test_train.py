@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,10 @@ def test_training_leaves_a_whole_policy_that_encodes_and_acts(tmp_path: Path) ->
     assert load_head(tmp_path).act(features.tokens, batch.states[0, 0].astype(np.float64), 0.0).shape == (8, 7)
     size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert size < 5_000_000
+    work = tmp_path.with_name(f".{tmp_path.name}.training")
+    rows = json.loads((work / "curve.json").read_text())
+    assert [row["step"] for row in rows] == [1, 2, 3] and rows[0]["held_out_chunk"] > 0
+    assert (work / "curve.png").stat().st_size > 10_000 and any("loss curve" in line for line in lines)
 
 
 def test_the_policy_acts_as_the_learner_that_was_trained(tiny: QwenBackbone, prompter: Prompter) -> None:
@@ -249,7 +254,8 @@ def test_training_ends_when_the_held_out_error_no_longer_falls(tmp_path: Path) -
 def test_without_truth_only_the_action_loss_is_left(tmp_path: Path) -> None:
     blind = [replace(batch, truth=None) for batch in itertools.islice(squares.batches(1, 8, VIEWS, SIDE), 3)]
     errors, lines = run(tmp_path, batches=lambda seed: blind)
-    assert "cell" not in lines[-2].split("|")[0] and "chunk" in lines[-2]
+    told = [line for line in lines if "min step" in line]
+    assert told and all("cell" not in line and "chunk" in line for line in told)
     assert errors["chunk"] > 0
 
 

@@ -152,7 +152,7 @@ def train_on_features(options: TrainOptions, features: Path, log: Callable[[str]
     curve = train_on_kept(
         options.out, options.start_from, features, options.head_choice, schedule, log, options.overwrite
     )
-    save_curve(curve, work_folder(options.out) / "curve")
+    log(save_curve(curve, work_folder(options.out) / "curve"))
 
 
 def _backbone(options: TrainOptions, source: Source, log: Callable[[str], None]) -> None:
@@ -204,4 +204,4 @@ def train_on_recordings(options: TrainOptions, data: Sequence[Path], log: Callab
     curve = train_head_only(
         options.out, found, options.start_from, head, HORIZON, steps, log, options.overwrite, options.device
     )
-    save_curve(curve, work_folder(options.out) / "curve")
+    log(save_curve(curve, work_folder(options.out) / "curve"))

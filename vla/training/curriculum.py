@@ -110,7 +110,7 @@ def train_embedded(
         done.write_text(json.dumps({"command": "end to end"}), encoding="utf-8")
     curve = aggregate(folder, work / "rounds", plan, collect, log)
     if curve:
-        save_curve(curve, work / "rounds-curve")
+        log(save_curve(curve, work / "rounds-curve"))
     log(f"done: the policy is in {out}; what was needed on the way lies in {work.name} beside it and may be deleted")
 
 

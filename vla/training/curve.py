@@ -6,19 +6,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from vla.errors import TrainingFault
 
-
-def save_curve(rows: Sequence[dict[str, float]], file: Path) -> None:
-    """Writes FILE.json, and FILE.png where matplotlib is installed: what it is without is said in the error."""
+def save_curve(rows: Sequence[dict[str, float]], file: Path) -> str:
+    """Writes FILE.json, and FILE.png where matplotlib is installed; returns a line that says which."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.with_suffix(".json").write_text(json.dumps(list(rows)), encoding="utf-8")
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise TrainingFault(
-            f"the loss curve needs matplotlib: pip install 'saccade[bench]'; its numbers are in"
-            f" {file.with_suffix('.json').name}"
-        ) from None
+        return f"loss curve: {file.with_suffix('.json')}; its picture needs matplotlib: pip install 'saccade[bench]'"
     names = sorted({name for row in rows for name in row} - {"step", "minutes"})
     losses, held_out = ([name for name in names if name.startswith("held_out_") is wanted] for wanted in (False, True))
     figure = Figure(figsize=(11, 4.2), layout="constrained")
@@ -32,3 +28,4 @@ def save_curve(rows: Sequence[dict[str, float]], file: Path) -> None:
         if chosen:
             axis.legend(fontsize=8)
     figure.savefig(file.with_suffix(".png"), dpi=110)
+    return f"loss curve: {file.with_suffix('.png')}"

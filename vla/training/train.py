@@ -29,6 +29,7 @@ from vla.prompt import Prompter
 from vla.tokenizer import build_tokenizer
 from vla.training import checkpoint
 from vla.training.checkpoint import BACKBONE_FOLDER, Progress
+from vla.training.curve import save_curve
 from vla.training.dataset import Batch
 from vla.training.learner import Collator, Inputs, Learner, flat, measure
 from vla.training.parallel import Group
@@ -141,6 +142,8 @@ def train(
         if not group.is_first:
             return {}
         policy_id = save()
+        if progress.curve:
+            log(save_curve(progress.curve, checkpoint.work_folder(folder) / "curve"))
         log(f"saved policy {policy_id} to {folder} after {progress.step} steps, {progress.samples} samples")
         return measure(averaged(average), run.held_out) if run.held_out else {}
 
