@@ -1,11 +1,13 @@
 """Light and camera mounts: seeded, bounded, and always drawn from how the scene was built."""
 
-import mujoco
 import numpy as np
 import pytest
 
 from sim.appearance import MOUNT_M, MOUNT_RAD, Appearance
+from sim.gl import load_mujoco
 from sim.scene import table_top_xml
+
+mujoco = load_mujoco()
 
 
 @pytest.fixture(scope="module")
