@@ -21,7 +21,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from vla.head import TrainedHead, mlp
 
@@ -54,7 +53,6 @@ class FlowMatchingHead(TrainedHead):
         self.steps = steps
         chunk = horizon * len(self.action_names)
         self.field = mlp(chunk + _TIME_WIDTH + hidden, hidden, layers)
-        self.out = nn.Linear(hidden, chunk)
         self.start: torch.Tensor
         fixed = torch.Generator().manual_seed(_START_SEED)
         self.register_buffer("start", torch.randn(horizon, len(self.action_names), generator=fixed))

@@ -59,6 +59,7 @@ class TrainedHead(nn.Module):
         self.token_norm = nn.LayerNorm(width)
         self.sensors = SensorWindow(window_samples, states) if window_samples else None
         self.trunk = mlp(tokens * width + states + 1 + (WINDOW_WIDTH if window_samples else 0), hidden, layers)
+        self.out = nn.Linear(hidden, horizon * actions)
         self.state_mean: torch.Tensor
         self.state_std: torch.Tensor
         self.step_mean: torch.Tensor
@@ -145,24 +146,6 @@ class TrainedHead(nn.Module):
 
 class RegressionHead(TrainedHead):
     """An MLP over all feature tokens, the state, the feature age and the window if there is one."""
-
-    def __init__(
-        self,
-        tokens: int,
-        width: int,
-        state_names: Sequence[str],
-        action_names: Sequence[str],
-        horizon: int,
-        period_s: float,
-        hidden: int = 384,
-        layers: int = 2,
-        policy_id: str = "",
-        window_samples: int = 0,
-    ) -> None:
-        super().__init__(
-            tokens, width, state_names, action_names, horizon, period_s, hidden, layers, policy_id, window_samples
-        )
-        self.out = nn.Linear(hidden, horizon * len(self.action_names))
 
     def forward(
         self, tokens: torch.Tensor, state: torch.Tensor, age_ms: torch.Tensor, window: torch.Tensor | None = None

@@ -43,16 +43,11 @@ def action_head(spec: PolicySpec, policy_id: str = "") -> RegressionHead | FlowM
     """Untrained head of the kind and shape that the policy names. Raises ValueError for one that has no weights."""
     match spec.head.kind:
         case "regression":
-            return regression_head(spec, policy_id)
+            return RegressionHead(*_head_shape(spec, policy_id))
         case "flow-matching":
             return FlowMatchingHead(*_head_shape(spec, policy_id), steps=spec.head.steps)
         case kind:
             raise ValueError(f"policy '{spec.name}' has head.kind '{kind}', which has no weights to build or to train")
-
-
-def regression_head(spec: PolicySpec, policy_id: str = "") -> RegressionHead:
-    """Untrained regression head of the right shape."""
-    return RegressionHead(*_head_shape(spec, policy_id))
 
 
 def load_head(folder: Path, random_weights: bool = False) -> ActionHead:

@@ -19,7 +19,7 @@ from vla.encoder import QwenEncoder
 from vla.engine import Engine
 from vla.errors import NonFiniteFeatures
 from vla.head import HoldHead, RegressionHead
-from vla.policy import regression_head, view_aggregation, view_pooling
+from vla.policy import action_head, view_aggregation, view_pooling
 from vla.precision import Precision, quantise
 from vla.prompt import Prompter
 from vla.qwen import QwenBackbone
@@ -57,7 +57,7 @@ def build(tiny: QwenBackbone, prompter: Prompter) -> Build:
 @pytest.fixture(scope="module")
 def head() -> RegressionHead:
     torch.manual_seed(4)
-    return regression_head(tiny_spec()).eval().requires_grad_(False)
+    return action_head(tiny_spec()).eval().requires_grad_(False)
 
 
 def test_a_model_is_as_accurate_as_itself(build: Build, captures: Captures, head: RegressionHead) -> None:

@@ -132,7 +132,7 @@ def train_on_simulator(
         case ["collect", seed, frames, share, *rest]:
             policy = BatchPolicy(options.out)
             found = source.collect(policy, int(seed), int(frames), HORIZON, float(share))
-            save_features(options.out, found, Path(":".join(rest)))
+            save_features(found, Path(":".join(rest)))
             done = sum(success for _, _, success in found.outcomes)
             log(f"  {len(found.frame_tick)} frames; the policy alone did {done} of {len(found.outcomes)} tasks")
         case _:

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from vla.errors import FileFault, TrainingFault
+from vla.policy import action_head, load_part
 from vla.policy_spec import POLICY_FILE, load_spec
 from vla.training import checkpoint
 from vla.training.checkpoint import work_folder
 from vla.training.curve import save_curve
 from vla.training.features import BatchEncoder, FeatureSet
-from vla.training.parts import TrainedParts
 from vla.training.rounds import Order, RoundPlan, aggregate
 
 BACKBONE_DONE = "backbone.json"
@@ -33,16 +33,14 @@ class BatchPolicy:
 
     def __init__(self, folder: Path) -> None:
         spec = load_spec(folder)
-        self._encoder = BatchEncoder(folder, spec)
-        self._parts = TrainedParts(spec, trains_pooling=False)
-        self._parts.load(folder)
-        self._parts.eval()
-        self.features = self._encoder.features
+        self._head = action_head(spec).eval()
+        load_part(folder, "head", self._head)
+        self.features = BatchEncoder(folder, spec).features
 
     @torch.inference_mode()
     def act(self, tokens, states, age_ms):  # noqa: ANN001, ANN201 - see sim.rollouts.Policy
         """(R, H, A) absolute targets from (R, T, D), (R, S) and (R,)."""
-        head = self._parts.head
+        head = self._head
         here = torch.from_numpy(states).float()
         steps = head.predict(torch.from_numpy(tokens).float(), here, torch.from_numpy(age_ms))
         return ((here @ head.residual).unsqueeze(1) + steps * head.step_std + head.step_mean).double().numpy()
@@ -114,9 +112,7 @@ def train_embedded(
     log(f"done: the policy is in {out}; what was needed on the way lies in {work.name} beside it and may be deleted")
 
 
-def save_features(policy: Path, collected: object, file: Path) -> FeatureSet:
+def save_features(collected: object, file: Path) -> None:
     """What a collecting process brought home, into its file."""
     fields = ("tokens", "frame_tick", "last_tick", "stamp_ms", "states", "targets")
-    kept = FeatureSet(**{name: getattr(collected, name) for name in fields})
-    kept.save(file)
-    return kept
+    FeatureSet(**{name: getattr(collected, name) for name in fields}).save(file)

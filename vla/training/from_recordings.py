@@ -16,6 +16,7 @@ from vla.training.checkpoint import work_folder
 from vla.training.features import BatchEncoder, FeatureSet
 from vla.training.parts import HeadSchedule, TrainedParts, save_beside, train_parts
 from vla.training.recorded import Recorded, RecordedEpisode, batches, held_out_batches, span
+from vla.training.rounds import collected
 from vla.training.train import Schedule, Shape, train
 
 FRAMES, ACTING = 24, 6  # of a batch
@@ -33,7 +34,7 @@ def train_end_to_end(
     start_from: Path | None = None,
     overwrite: bool = False,
     device: str = "cpu",
-) -> list[dict[str, float]]:
+) -> None:
     """Backbone, pooling and head, from nothing or from a policy of the same shape; goes on after an interrupt."""
     log("no ground truth in recordings: perception learns from the actions alone, which takes far more data")
     shape = Shape(horizon, found.period_s, found.robot.name, head, queries=1)
@@ -51,7 +52,6 @@ def train_end_to_end(
         resume=(work_folder(out) / "state").exists() and not overwrite,
         device=device,
     )
-    return []
 
 
 def train_head_only(
@@ -73,6 +73,7 @@ def train_head_only(
     if problems := spec.fits(found.robot):
         raise TrainingFault(f"policy {policy} does not fit the recordings: {'; '.join(problems)}")
     folder = checkpoint.reserve(out, overwrite)
+    made_by = identify(policy, not _has_head(policy))
     trains_pooling = "attention" in (spec.pooling.view, spec.pooling.aggregation)
     wanted = spec.model_copy(
         update={
@@ -80,11 +81,11 @@ def train_head_only(
             "horizon": horizon,
             "period_s": found.period_s,
             "feature_age_ms": (0.0, schedule.max_age_ms),
-            "provenance": {"features_of": identify(policy, not _has_head(policy)), "seed": schedule.seed},
+            "provenance": {"features_of": made_by, "seed": schedule.seed},
         }
     )
     encoder = BatchEncoder(policy, spec, device, pooled=not trains_pooling)
-    kept_in = work_folder(folder) / f"features-{identify(policy, not _has_head(policy))}"
+    kept_in = work_folder(folder) / f"features-{made_by}"
     kept, held_out = (
         _encoded(encoder, part, kept_in, schedule.max_age_ms, log) for part in (found.episodes, found.held_out)
     )
@@ -110,11 +111,7 @@ def train_on_kept(
 
     The same data under another head, or without the ages of deployment, shows what either of them is worth.
     """
-    files = sorted(features.glob("round-*.safetensors"))
-    if not files:
-        raise TrainingFault(f"{features} holds no round-*.safetensors: expected the rounds folder of a training")
-    kept = FeatureSet.joined([FeatureSet.load(file) for file in files])
-    held_out = FeatureSet.load(features / "held-out.safetensors")
+    kept, held_out = collected(features)
     folder = checkpoint.reserve(out, overwrite)
     spec = load_spec(policy)
     ages = (0.0, schedule.max_age_ms)

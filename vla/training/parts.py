@@ -25,9 +25,9 @@ from vla.policy_spec import HEAD_FILE, POLICY_FILE, PolicySpec
 from vla.training import checkpoint
 from vla.training.features import FeatureSet
 from vla.training.learner import normalise
+from vla.training.pace import average_decay, learning_rate
 
-WEIGHT_DECAY, MAX_GRADIENT, AVERAGE_DECAY = 0.01, 1.0, 0.998
-WARM_UP_STEPS = 100
+WEIGHT_DECAY, MAX_GRADIENT = 0.01, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +131,8 @@ def train_parts(
     curve: list[dict[str, float]] = []
     began_ns, total, best, stale = time.monotonic_ns(), 0.0, math.inf, 0
     for step in range(schedule.steps):
-        falling = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
         for group in optimizer.param_groups:
-            group["lr"] = schedule.learning_rate * min(1.0, (step + 1) / WARM_UP_STEPS) * falling
+            group["lr"] = learning_rate(schedule.learning_rate, step, step / schedule.steps)
         drawn = kept.draw(rng, schedule.batch, schedule.max_age_ms)
         drawn["states"] = drawn["states"] + schedule.state_noise * torch.randn_like(drawn["states"])
         loss = parts.loss(drawn)
@@ -143,9 +142,8 @@ def train_parts(
         if not torch.isfinite(norm):
             raise TrainingFault(f"step {step}: the gradients hold NaN or infinity; try a lower learning rate")
         optimizer.step()
-        decay = min(AVERAGE_DECAY, (1.0 + step) / (10.0 + step))
         for kept_value, value in zip(average.parameters(), parts.parameters(), strict=True):
-            kept_value.lerp_(value.detach(), 1.0 - decay)
+            kept_value.lerp_(value.detach(), 1.0 - average_decay(step))
         total += float(loss.detach())
         if (step + 1) % 200 == 0 or step + 1 == schedule.steps:
             count = (step % 200) + 1

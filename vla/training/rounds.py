@@ -76,6 +76,15 @@ def aggregate(
     return curve
 
 
+def collected(work: Path, newest: int | None = None) -> tuple[FeatureSet, FeatureSet]:
+    """What the rounds in `work` kept to train on, of the `newest` files or of all, and what they held out."""
+    files = sorted(work.glob("round-*.safetensors"))
+    if not files:
+        raise TrainingFault(f"{work} holds no round-*.safetensors: expected the rounds folder of a training")
+    kept = FeatureSet.joined([FeatureSet.load(file) for file in files[-newest if newest else 0 :]])
+    return kept, FeatureSet.load(work / f"{HELD_OUT}.safetensors")
+
+
 def _orders(folder: Path, work: Path, plan: RoundPlan, number: int) -> list[Order]:
     share = 1.5 if number == 0 else 0.25
     frames = plan.frames // plan.workers
@@ -113,8 +122,7 @@ def _collect(orders: Sequence[Order], command: Callable[[Order], list[str]], wor
 def _train(
     folder: Path, work: Path, plan: RoundPlan, steps: int, number: int, log: Callable[[str], None]
 ) -> list[dict[str, float]]:
-    files = sorted(work.glob("round-*.safetensors"))[-KEEP_NEWEST:]
-    kept = FeatureSet.joined([FeatureSet.load(file) for file in files])
+    kept, held_out = collected(work, KEEP_NEWEST)
     spec = load_spec(folder)
     begins_anew = plan.head is not None and plan.head != spec.head
     if begins_anew:
@@ -125,7 +133,6 @@ def _train(
     else:
         parts.load(folder)
     schedule = HeadSchedule(steps, plan.batch, max_age_ms=plan.max_age_ms, seed=plan.seed + number)
-    held_out = FeatureSet.load(work / f"{HELD_OUT}.safetensors")
     curve = train_parts(parts, kept, held_out, schedule, log, renormalise=begins_anew)
     provenance = {**spec.provenance, "rounds": number + 1, "round_frames": len(kept), "round_seed": plan.seed}
     parts.spec = spec.model_copy(update={"feature_age_ms": (0.0, plan.max_age_ms), "provenance": provenance})

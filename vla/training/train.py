@@ -32,12 +32,11 @@ from vla.training.checkpoint import BACKBONE_FOLDER, Progress
 from vla.training.curve import save_curve
 from vla.training.dataset import Batch
 from vla.training.learner import Collator, Inputs, Learner, flat, measure
+from vla.training.pace import average_decay, learning_rate
 from vla.training.parallel import Group
 
 NORMALISE_BATCHES = 32
-WARM_UP_STEPS = 100
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRADIENT = 1e-3, 0.02, 1.0
-AVERAGE_DECAY = 0.998
 MAX_BAD_STEPS = 10  # in a row whose gradients are not finite
 NS_PER_MINUTE = 60e9
 
@@ -68,9 +67,8 @@ class Schedule:
         return max(by_time, progress.step / self.steps if self.steps else 0.0)
 
     def rate(self, progress: Progress) -> float:
-        """The learning rate: a warm-up, then a falling cosine."""
-        falling = 0.5 * (1 + math.cos(math.pi * min(1.0, self.done(progress))))
-        return self.learning_rate * min(1.0, (progress.step + 1) / WARM_UP_STEPS) * (0.02 + 0.98 * falling)
+        """The learning rate."""
+        return learning_rate(self.learning_rate, progress.step, self.done(progress))
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,9 +345,7 @@ def _groups(learner: Learner) -> list[dict[str, object]]:
 
 
 def _average(averaged: torch.Tensor, parameter: torch.Tensor, seen: torch.Tensor | int) -> torch.Tensor:
-    """Exponential average that is short at first, so that early checkpoints are not the random start."""
-    count = float(seen)
-    return averaged.lerp(parameter, 1.0 - min(AVERAGE_DECAY, (1.0 + count) / (10.0 + count)))
+    return averaged.lerp(parameter, 1.0 - average_decay(float(seen)))
 
 
 def _silent(line: str) -> None:
