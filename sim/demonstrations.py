@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from control.clock import FakeClock
-from sim import expert, kinematics, tasks
+from sim import expert, facts, kinematics, tasks
 from sim.options import seed_number
+from sim.rehearsal import Rehearsal, Track, rehearse
 from sim.scene import BIN_CENTRE, CAMERAS, COLOURS
 from sim.tabletop import TabletopRobot
 
@@ -38,8 +39,7 @@ class Truth:
 
     uv: dict[str, np.ndarray]  # camera -> (M, Q, 2) float32: the centre, u right, v down, in [0, 1)
     visible: dict[str, np.ndarray]  # camera -> (M, Q) bool; where False, uv is clipped into the image
-    position: np.ndarray  # (M, Q, 3) float32, m
-    held: np.ndarray  # (M, Q) bool: between the fingers
+    facts: np.ndarray  # (M, F) float32, in the order of facts.NAMES
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,15 +53,8 @@ class Batch:
     feature_age_ms: np.ndarray  # (M, K) float32, from the frame to the acting state
     targets: np.ndarray  # (M, K, H, 7) float32, the expert's chunk from the acting state
     truth: Truth
+    rehearsal: Rehearsal | None = None
     windows: None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Track:
-    """What happened, every TICK_S: joints (T, 7) and block poses (T, 4, 4)."""
-
-    states: np.ndarray
-    blocks: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +69,7 @@ class Look:
     visible: dict[str, np.ndarray]  # camera -> (5,)
 
 
-_UNWRITTEN = Track(np.empty((0, 7)), np.empty((0, 4, 4)))
+_UNWRITTEN = Track(np.empty((0, 7)), np.empty((0, 4, 4)), np.empty((0, 3), int))
 
 
 @dataclass(slots=True)
@@ -115,30 +108,33 @@ class Whims:
         return goal
 
 
-def drive(rng: np.random.Generator, robot: TabletopRobot, clock: FakeClock, kinds: Sequence[str]) -> list[Look]:
-    """One episode of the expert and its whims, as the cameras saw it."""
+def drive(
+    rng: np.random.Generator, robot: TabletopRobot, clock: FakeClock, kinds: Sequence[str], sees: bool = True
+) -> tuple[Track, list[Look]]:
+    """One episode of the expert and its whims, and how the cameras saw it unless they are shut."""
     robot.reset(int(rng.integers(2**31)))
     robot.jitter(rng)
     start_somewhere(rng, robot, share=0.5)
     ticks = round(_EPISODE_S / TICK_S)
     calm = float(rng.choice([0.9, 0.5, 0.2]))
-    states, blocks, seen = np.empty((ticks, 7)), np.empty((ticks, 4, 4)), []
-    track = Track(states, blocks)
+    states, blocks, asked = np.empty((ticks, 7)), np.empty((ticks, 4, 4)), np.empty((ticks, 3), int)
+    track, seen = Track(states, blocks, asked), []
     whims, task, task_ends = Whims.draw(rng, 0, calm), tasks.sample_task(rng, kinds), 0
     for tick in range(ticks):
         states[tick], blocks[tick] = robot.read_state(), robot.block_poses
         if tick >= task_ends:
             task = sample_doable(rng, kinds, blocks[tick])
             task_ends = tick + int(rng.integers(20, 100))
+        asked[tick] = expert.indices(task)
         if tick >= whims.until:
             whims = Whims.draw(rng, tick, calm)
-        if rng.random() < _FRAMES_A_SECOND * TICK_S:
+        if sees and rng.random() < _FRAMES_A_SECOND * TICK_S:
             look = look_at(robot, tick, task)
             seen.append(replace(look, track=track))
         if tick % round(PERIOD_S / TICK_S) == 0:
             robot.apply(whims.target(rng, states[tick], blocks[tick], task))
         clock.advance(TICK_NS)
-    return seen
+    return track, seen
 
 
 def start_somewhere(rng: np.random.Generator, robot: TabletopRobot, share: float) -> None:
@@ -187,7 +183,7 @@ def looks(
     robot = TabletopRobot(clock, cameras=cameras, image_size=image_size)
     robot.connect()
     while True:
-        yield from drive(rng, robot, clock, kinds)
+        yield from drive(rng, robot, clock, kinds)[1]
 
 
 def sample_batches(
@@ -201,24 +197,36 @@ def sample_batches(
     kinds: Sequence[str] = tasks.KINDS,
     source: Callable[[], Iterator[Look]] | None = None,
     pool: int = _POOL,
+    rehearsed: int = 0,
     **robot_options: object,
 ) -> Iterator[Batch]:
-    """Batches without end of `frames` frames, each under `per_frame` tasks and at `acting` acting states."""
+    """Batches without end of `frames` frames, each under `per_frame` tasks and at `acting` acting states.
+
+    With `rehearsed` situations each, drawn from the episodes whose frames wait to be drawn.
+    """
     rng = np.random.default_rng([seed_number(seed), 0xBA7C])
     stream = source() if source is not None else looks(seed, kinds, **robot_options)  # type: ignore[arg-type]
-    return (
-        batch_of(rng, chosen, per_frame, acting, horizon, max_age_ms, split, kinds)
-        for chosen in _mixed(rng, stream, frames, pool)
-    )
+    for chosen, waiting in _mixed(rng, stream, frames, pool):
+        batch = batch_of(rng, chosen, per_frame, acting, horizon, max_age_ms, split, kinds)
+        if rehearsed:
+            tracks = [look.track for look in waiting]
+            situations = rehearse(rng, tracks, rehearsed, horizon, max_age_ms, TICK_S, PERIOD_S, kinds)
+            batch = replace(batch, rehearsal=situations)
+        yield batch
 
 
-def _mixed(rng: np.random.Generator, stream: Iterator[Look], frames: int, pool: int) -> Iterator[list[Look]]:
-    """`frames` at a time, each at random from the newest of the stream; the pool fills up while it is drawn from."""
+def _mixed(
+    rng: np.random.Generator, stream: Iterator[Look], frames: int, pool: int
+) -> Iterator[tuple[list[Look], list[Look]]]:
+    """`frames` at a time, each at random from the newest of the stream, and the others that wait.
+
+    The pool fills up while it is drawn from.
+    """
     waiting: list[Look] = []
     for count, look in enumerate(stream):
         waiting.append(look)
         if len(waiting) >= min(pool, 8 * frames + count // 2) + frames:
-            yield [waiting.pop(int(rng.integers(len(waiting)))) for _ in range(frames)]
+            yield [waiting.pop(int(rng.integers(len(waiting)))) for _ in range(frames)], waiting
 
 
 def batch_of(
@@ -250,8 +258,11 @@ def batch_of(
     chunks = expert.targets(expert.Situation.of(acting_states, np.concatenate(blocks), asked), horizon, PERIOD_S)
     objects = np.array([_objects(task) for _, _, task in samples])
     rows = np.arange(len(samples))[:, None]
-    bin_centre = np.array([[*BIN_CENTRE, 0.02]])
-    positions = np.array([np.vstack([look.track.blocks[look.tick, :, :3], bin_centre]) for _, look, _ in samples])
+    then = expert.Situation.of(
+        np.array([look.track.states[look.tick] for _, look, _ in samples]),
+        np.array([look.track.blocks[look.tick] for _, look, _ in samples]),
+        [task for _, _, task in samples],
+    )
     cameras = chosen[0].images
     return Batch(
         images={name: np.stack([look.images[name] for look in chosen]) for name in cameras},
@@ -263,16 +274,9 @@ def batch_of(
         truth=Truth(
             {name: np.array([look.uv[name] for _, look, _ in samples], np.float32)[rows, objects] for name in cameras},
             {name: np.array([look.visible[name] for _, look, _ in samples])[rows, objects] for name in cameras},
-            positions[rows, objects].astype(np.float32),
-            _held([look for _, look, _ in samples])[:, None] == objects,
+            facts.of(then),
         ),
     )
-
-
-def _held(seen: Sequence[Look]) -> np.ndarray:
-    """(M,) which of OBJECTS was between the fingers, -1 for none."""
-    states = np.array([look.track.states[look.tick] for look in seen])
-    return expert.held(states, np.array([look.track.blocks[look.tick] for look in seen]))
 
 
 def _objects(task: tasks.Task) -> tuple[int, int]:

@@ -33,6 +33,7 @@ PUSH_AHEAD = 0.035  # m, how far beyond itself the pushing tip aims
 # Of what is left, a period. A law of high gain turns 5 mm of doubt into a choice between full speed up and down; a head
 # that learnt from one (EASE 1, a funnel a third narrower) froze there: 3 of 46 picks, while touch did 47 of 52.
 EASE = 0.4
+_ALIGN = 0.35  # rad, how far ahead of itself a wrist aims at most that turns to a face
 _ROLL_MAX = 2.0  # rad: further than this the wrist turns back by a right angle
 
 
@@ -83,10 +84,15 @@ def _smoothstep(x: np.ndarray, low: float, high: float) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
-def _aligned(roll: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The roll nearest to `roll` at which the fingers lie against two faces of a square that `wanted` fits."""
-    nearest = roll + (wanted - roll + np.pi / 4) % (np.pi / 2) - np.pi / 4
-    return nearest - np.pi / 2 * np.trunc(nearest / _ROLL_MAX)
+def _aligning(roll: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where to turn to for fingers against two faces of a square that `wanted` fits, and how far they are from it.
+
+    As slow half-way between two faces as near one: the choice between them is no jump, and any doubt makes it.
+    """
+    off = (wanted - roll + np.pi / 4) % (np.pi / 2) - np.pi / 4
+    turns = np.trunc((roll + off) / _ROLL_MAX)
+    aim = roll + _ALIGN * np.sin(4 * off)
+    return np.where(turns == 0, aim, roll + off - np.pi / 2 * turns), np.abs(off)
 
 
 def held(q: np.ndarray, blocks: np.ndarray) -> np.ndarray:
@@ -129,8 +135,7 @@ def _grip(now: Situation, tip: np.ndarray) -> Goal:
     block, opening = now.block, now.q[:, 6]
     low = np.maximum(block[:, 2] + GRASP, 0.010)
     distance = np.hypot(*(block[:, :2] - tip[:, :2]).T)
-    roll = _aligned(now.q[:, 5], np.arctan2(tip[:, 1], tip[:, 0]) - block[:, 3])
-    crooked = np.abs(roll - now.q[:, 5])
+    roll, crooked = _aligning(now.q[:, 5], np.arctan2(tip[:, 1], tip[:, 0]) - block[:, 3])
     closing = opening < 0.068
     around = np.where(closing, distance < 0.020, distance < 0.014) & (tip[:, 2] < low + 0.014) & (opening > 0.036)
     around &= crooked < 0.55
@@ -177,7 +182,7 @@ def _bin(now: Situation, tip: np.ndarray) -> Goal:
 
 def _stack(now: Situation, tip: np.ndarray) -> Goal:
     base = now.base
-    return _carry(now, tip, base[:, :2], base[:, 2] + BLOCK_SIZE + GRASP + 0.003, 0.012, is_stacked(now.block, base))
+    return _carry(now, tip, base[:, :2], base[:, 2] + BLOCK_SIZE + GRASP + 0.003, 0.016, is_stacked(now.block, base))
 
 
 def is_stacked(block: np.ndarray, base: np.ndarray) -> np.ndarray:

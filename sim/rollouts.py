@@ -11,7 +11,7 @@ Letters: R tables, N frames, E ticks of 50 ms, T feature tokens, D width, H hori
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -19,11 +19,12 @@ import numpy as np
 from control.clock import FakeClock
 from control.messages import Instruction
 from sim import expert, tasks
-from sim.demonstrations import PERIOD_S, TICK_NS, TICK_S, Look, Track, Whims, look_at, sample_doable, start_somewhere
+from sim.demonstrations import PERIOD_S, TICK_NS, TICK_S, Look, Whims, look_at, sample_doable, start_somewhere
 from sim.options import seed_number
+from sim.rehearsal import Track
 from sim.tabletop import TabletopRobot
 
-LIMIT_S = 6.0  # of a task: the expert needs 1 to 4
+LIMIT_S = 9.0  # of a task: the expert needs 1 to 5
 _AFTERWARDS_S = 0.6  # how long a policy goes on once its task is over, before the next one
 _CHAIN = 2  # tasks on one scene at most
 _TICKS_A_PERIOD = round(PERIOD_S / TICK_S)
@@ -47,7 +48,7 @@ class Frame:
 
     tick: int
     tokens: np.ndarray  # (T, D)
-    look: Look
+    look: Look | None  # None: it was told instead
 
 
 @dataclass(slots=True)
@@ -61,10 +62,15 @@ class Scene:
     frames: list[Frame] = field(default_factory=list)
     outcomes: list[tuple[str, float, bool]] = field(default_factory=list)  # driven alone: kind, feature age, success
 
+    @property
+    def track(self) -> Track:
+        asked = np.array([expert.indices(task) for task in self.asked])
+        return Track(np.array(self.states), np.array(self.blocks), asked)
+
     def looks(self) -> list[Look]:
         """Its frames, each with all that happened."""
-        track = Track(np.array(self.states), np.array(self.blocks))
-        return [Look(track, f.tick, f.look.task, f.look.images, f.look.uv, f.look.visible) for f in self.frames]
+        track = self.track
+        return [replace(frame.look, track=track) for frame in self.frames if frame.look is not None]
 
 
 @dataclass(slots=True)
@@ -233,3 +239,9 @@ def labelled(scenes: Sequence[Scene], horizon: int) -> Rollouts:
         expert.targets(situation, horizon, PERIOD_S).astype(np.float32),
         [outcome for scene in scenes for outcome in scene.outcomes],
     )
+
+
+def successes(outcomes: Sequence[tuple[str, float, bool]]) -> str:
+    """How often a policy alone did each kind of task."""
+    counts = {kind: [done for name, _, done in outcomes if name == kind] for kind in sorted({o[0] for o in outcomes})}
+    return ", ".join(f"{kind} {sum(done)} of {len(done)}" for kind, done in counts.items()) or "none driven to its end"

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from control.clock import FakeClock
 from control.messages import RobotSpec
-from sim import tasks
+from sim import facts, tasks
 from sim.demonstrations import PERIOD_S, Batch, Look, looks, sample_batches
-from sim.rollouts import Collector, Policy, Rollouts, Scene, labelled
+from sim.practice import EXPERT_SHARE, TABLES, TOLD_EVERY, rehearsals
+from sim.rehearsal import Rehearsal
+from sim.rollouts import Collector, Policy, Rollouts, Scene, labelled, successes
 from sim.tabletop import TabletopRobot
 
 HELD_OUT_SEED = 1_000_000
-TABLES = 8  # side by side in a collecting process
-EXPERT_SHARE = 0.3  # chances a second that the expert takes over for a while
-TOLD_EVERY = 120  # tasks
+REHEARSED = 1024  # situations a batch
 
 
 class TabletopSource:
@@ -23,6 +23,7 @@ class TabletopSource:
 
     period_s = PERIOD_S
     objects = 2  # that an instruction is about
+    facts = facts.NAMES
 
     def __init__(self, kinds: Sequence[str] = tasks.KINDS, frames: int = 16, max_age_ms: float = 1000.0) -> None:
         self._kinds, self._frames, self._max_age_ms = tuple(kinds), frames, max_age_ms
@@ -54,7 +55,18 @@ class TabletopSource:
             max_age_ms=self._max_age_ms,
             kinds=self._kinds,
             source=lambda: self._mixture(seed, current, log),
+            rehearsed=REHEARSED,
         )
+
+    def practice(
+        self,
+        seed: int,
+        horizon: int,
+        current: Callable[[], Policy | None] = lambda: None,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> Iterator[Rehearsal]:
+        """Situations without pictures, also from the episodes of the `current` policy, which acts on facts."""
+        return rehearsals(seed, self._kinds, REHEARSED, horizon, self._max_age_ms, current, log)
 
     def _mixture(self, seed: int, current: Callable[[], Policy | None], log: Callable[[str], None]) -> Iterator[Look]:
         demonstrated = looks(seed, self._kinds)
@@ -96,9 +108,3 @@ class TabletopSource:
             if count >= frames:
                 break
         return labelled(scenes, horizon)
-
-
-def successes(outcomes: Sequence[tuple[str, float, bool]]) -> str:
-    """How often a policy alone did each kind of task."""
-    counts = {kind: [done for name, _, done in outcomes if name == kind] for kind in sorted({o[0] for o in outcomes})}
-    return ", ".join(f"{kind} {sum(done)} of {len(done)}" for kind, done in counts.items()) or "none driven to its end"

@@ -45,10 +45,13 @@ class FlowMatchingHead(TrainedHead):
         layers: int = 2,
         policy_id: str = "",
         window_samples: int = 0,
+        readout: Sequence[str] = (),
         steps: int = 4,
     ) -> None:
         super().__init__(
-            tokens, width, state_names, action_names, horizon, period_s, hidden, layers, policy_id, window_samples
+            *(tokens, width, state_names, action_names, horizon, period_s, hidden, layers, policy_id),
+            window_samples,
+            readout,
         )
         self.steps = steps
         chunk = horizon * len(self.action_names)
@@ -57,9 +60,9 @@ class FlowMatchingHead(TrainedHead):
         fixed = torch.Generator().manual_seed(_START_SEED)
         self.register_buffer("start", torch.randn(horizon, len(self.action_names), generator=fixed))
 
-    def loss(
+    def loss_of(
         self,
-        tokens: torch.Tensor,
+        values: torch.Tensor,
         state: torch.Tensor,
         age_ms: torch.Tensor,
         targets: torch.Tensor,
@@ -70,23 +73,23 @@ class FlowMatchingHead(TrainedHead):
         It does not fall to 0 where several ways are right; `predict` tells how good the head is.
         """
         wanted = self.displacement(state, targets).flatten(1).repeat(DRAWS, 1)  # (N * B, H * A)
-        context = self.context(tokens, state, age_ms, window).repeat(DRAWS, 1)
+        context = self.context(values, state, age_ms, window).repeat(DRAWS, 1)
         time = torch.rand(len(wanted), 1, device=wanted.device, dtype=wanted.dtype)
         here = torch.lerp(torch.randn_like(wanted), wanted, time)
         errors = (self._end(here, time, context) - wanted).square().mean(dim=1)
         return errors.view(DRAWS, len(state)).mean(dim=0)
 
     @torch.no_grad()
-    def predict(
+    def predict_of(
         self,
-        tokens: torch.Tensor,
+        values: torch.Tensor,
         state: torch.Tensor,
         age_ms: torch.Tensor,
         window: torch.Tensor | None = None,
         start: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(B, H, A) normalised displacement; the same for the same input. Noise as `start` (B, H, A) draws samples."""
-        context = self.context(tokens, state, age_ms, window)
+        context = self.context(values, state, age_ms, window)
         here = (self.start.expand(len(state), -1, -1) if start is None else start).flatten(1)
         for step in range(self.steps):
             time = here.new_full((len(here), 1), step / self.steps)

@@ -4,9 +4,14 @@ A head predicts the displacement from the state it is given, and returns targets
 chunk still says where to go. It is given the age of the features: trained on stale ones, it knows how far the world has
 moved on. What all trained heads share is `TrainedHead`; flow.py holds the one that draws from a distribution.
 
+A head with a readout acts on a few values that it reads from the tokens, and on nothing else of them. Where somebody
+knows what these values should be, the reading and the acting can be taught apart (after Chen et al. 2019, "Learning by
+cheating"): the trunk on values that are given, hundreds of situations for each that is seen.
+
 Imports torch and nothing of the language model: this runs in the controller's process.
 
-Letters: T feature tokens, D width, S state values, H horizon, A actions, B batch, W samples of the window.
+Letters: T feature tokens, D width, R values read from them, S state values, H horizon, A actions, B batch, W samples of
+the window.
 """
 
 from __future__ import annotations
@@ -23,6 +28,8 @@ from vla.window import WINDOW_WIDTH, SensorWindow
 
 AGE_UNIT_MS = 500.0
 SMOOTH = 0.3  # where the smooth L1 loss turns quadratic, in units of one standard deviation
+SCALES = (0.12, 0.5, 2.0)  # standard deviations of a state, in which a trunk is told how far off a place is
+READ_WIDTH = 256  # of the hidden layer between tokens and readout
 CLAMP = 10.0  # standard deviations: a state far outside the training data does not blow the network up
 # rad, m or the action's own unit. Above what a loaded servo sags; below what a person means by moving a joint.
 HOLD_TOLERANCE = 0.1
@@ -47,8 +54,13 @@ class TrainedHead(nn.Module):
         layers: int = 2,
         policy_id: str = "",
         window_samples: int = 0,
+        readout: Sequence[str] = (),
     ) -> None:
-        """`window_samples` W above 0: the head takes the last W states too, at the policy's `window.rate_hz`."""
+        """`window_samples` W above 0: the head takes the last W states too, at the policy's `window.rate_hz`.
+
+        With a `readout` of R names it acts on R values that it reads from the tokens, not on the tokens themselves. A
+        name that ends in "." and that of a state is a place in that state's unit: the trunk is told how far off it is.
+        """
         super().__init__()
         self.policy_id = policy_id
         self.horizon, self.period_s = horizon, period_s
@@ -58,18 +70,32 @@ class TrainedHead(nn.Module):
         states, actions = len(self.state_names), len(self.action_names)
         self.token_norm = nn.LayerNorm(width)
         self.sensors = SensorWindow(window_samples, states) if window_samples else None
-        self.trunk = mlp(tokens * width + states + 1 + (WINDOW_WIDTH if window_samples else 0), hidden, layers)
+        places = [(i, name.rpartition(".")[2]) for i, name in enumerate(readout) if "." in name]
+        self._places = [(i, self.state_names.index(name)) for i, name in places if name in self.state_names]
+        self.readout = mlp_to(tokens * width, READ_WIDTH, len(readout)) if readout else None
+        values = len(readout) or tokens * width
+        inputs = values + len(SCALES) * len(self._places) + states + 1
+        self.trunk = mlp(inputs + (WINDOW_WIDTH if window_samples else 0), hidden, layers)
         self.out = nn.Linear(hidden, horizon * actions)
         self.state_mean: torch.Tensor
         self.state_std: torch.Tensor
         self.step_mean: torch.Tensor
         self.step_std: torch.Tensor
         self.residual: torch.Tensor
+        self.value_mean: torch.Tensor
+        self.value_std: torch.Tensor
+        self.register_buffer("value_mean", torch.zeros(len(readout)))
+        self.register_buffer("value_std", torch.ones(len(readout)))
         self.register_buffer("state_mean", torch.zeros(states))
         self.register_buffer("state_std", torch.ones(states))
         self.register_buffer("step_mean", torch.zeros(horizon, actions))  # of the displacement
         self.register_buffer("step_std", torch.ones(horizon, actions))
         self.register_buffer("residual", residual_map(self.state_names, self.action_names), persistent=False)
+
+    def read(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, R) values from (B, T, D), in units of their own; all of the tokens, normalised, for no readout."""
+        normed = self.token_norm(tokens).flatten(1)
+        return normed if self.readout is None else self.readout(normed) * self.value_std + self.value_mean
 
     def loss(
         self,
@@ -80,23 +106,52 @@ class TrainedHead(nn.Module):
         window: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(B,) loss of each sample, from (B, T, D), (B, S), (B,), absolute targets (B, H, A) and (B, W, S)."""
+        return self.loss_of(self.read(tokens), state, age_ms, targets, window)
+
+    def loss_of(
+        self,
+        values: torch.Tensor,
+        state: torch.Tensor,
+        age_ms: torch.Tensor,
+        targets: torch.Tensor,
+        window: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`loss` from what was `read`, (B, R), or is given in its place."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def predict(
         self, tokens: torch.Tensor, state: torch.Tensor, age_ms: torch.Tensor, window: torch.Tensor | None = None
     ) -> torch.Tensor:
         """(B, H, A) normalised displacement, without gradients: what `act` would do, before it is in physical units."""
+        return self.predict_of(self.read(tokens), state, age_ms, window)
+
+    def predict_of(
+        self, values: torch.Tensor, state: torch.Tensor, age_ms: torch.Tensor, window: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`predict` from what was `read`, (B, R), or is given in its place."""
         raise NotImplementedError
+
+    def targets(self, state: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """(B, H, A) absolute targets of normalised displacements: the inverse of `displacement`."""
+        return (state @ self.residual).unsqueeze(1) + steps * self.step_std + self.step_mean
 
     def displacement(self, state: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """(B, H, A) normalised displacement that would give these absolute targets: what training compares with."""
         return (targets - (state @ self.residual).unsqueeze(1) - self.step_mean) / self.step_std
 
     def context(
-        self, tokens: torch.Tensor, state: torch.Tensor, age_ms: torch.Tensor, window: torch.Tensor | None
+        self, values: torch.Tensor, state: torch.Tensor, age_ms: torch.Tensor, window: torch.Tensor | None
     ) -> torch.Tensor:
         """(B, hidden): all that is known, as every head sees it. ValueError for a window that is not the head's."""
-        parts = [self.token_norm(tokens).flatten(1), self._normalised(state), (age_ms / AGE_UNIT_MS).unsqueeze(1)]
+        parts = [self._normalised(state), (age_ms / AGE_UNIT_MS).unsqueeze(1)]
+        if self.readout is None:
+            parts.append(values)
+        else:
+            parts.append(((values - self.value_mean) / self.value_std).clamp(-CLAMP, CLAMP))
+            columns, places = [list(column) for column in zip(*self._places, strict=True)] or ([], [])
+            off = (values[:, columns] - state[:, places]) / self.state_std[places]
+            parts += [torch.tanh(off / scale) for scale in SCALES]
         if self.sensors is not None:
             self._check_window(None if window is None else tuple(window.shape[1:]))
             assert window is not None
@@ -145,18 +200,18 @@ class TrainedHead(nn.Module):
 
 
 class RegressionHead(TrainedHead):
-    """An MLP over all feature tokens, the state, the feature age and the window if there is one."""
+    """An MLP over what is read from the feature tokens, the state, the feature age and the window if there is one."""
 
     def forward(
-        self, tokens: torch.Tensor, state: torch.Tensor, age_ms: torch.Tensor, window: torch.Tensor | None = None
+        self, values: torch.Tensor, state: torch.Tensor, age_ms: torch.Tensor, window: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """(B, H, A) normalised displacement from (B, T, D), (B, S), (B,) and, where the policy has one, (B, W, S)."""
-        context = self.context(tokens, state, age_ms, window)
+        """(B, H, A) normalised displacement from (B, R), (B, S), (B,) and, where the policy has one, (B, W, S)."""
+        context = self.context(values, state, age_ms, window)
         return self.out(context).view(-1, self.horizon, len(self.action_names))
 
-    def loss(
+    def loss_of(
         self,
-        tokens: torch.Tensor,
+        values: torch.Tensor,
         state: torch.Tensor,
         age_ms: torch.Tensor,
         targets: torch.Tensor,
@@ -164,14 +219,14 @@ class RegressionHead(TrainedHead):
     ) -> torch.Tensor:
         """(B,) smooth L1 of the normalised displacement, the mean over the chunk."""
         wanted = self.displacement(state, targets)
-        steps = self(tokens, state, age_ms, window)
+        steps = self(values, state, age_ms, window)
         return F.smooth_l1_loss(steps, wanted, beta=SMOOTH, reduction="none").mean(dim=(1, 2))
 
     @torch.no_grad()
-    def predict(
-        self, tokens: torch.Tensor, state: torch.Tensor, age_ms: torch.Tensor, window: torch.Tensor | None = None
+    def predict_of(
+        self, values: torch.Tensor, state: torch.Tensor, age_ms: torch.Tensor, window: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return self(tokens, state, age_ms, window)
+        return self(values, state, age_ms, window)
 
 
 class HoldHead:
@@ -226,6 +281,11 @@ def mlp(inputs: int, hidden: int, layers: int) -> nn.Sequential:
         blocks += [nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.SiLU()]
         inputs = hidden
     return nn.Sequential(*blocks)
+
+
+def mlp_to(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """One layer of `mlp`, and a Linear to `outputs`."""
+    return nn.Sequential(*mlp(inputs, hidden, 1), nn.Linear(hidden, outputs))
 
 
 def residual_map(state_names: Sequence[str], action_names: Sequence[str]) -> torch.Tensor:

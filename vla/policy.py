@@ -102,7 +102,7 @@ def save(folder: Path, spec: PolicySpec, parts: Mapping[Part, nn.Module]) -> str
 
 def _head_shape(
     spec: PolicySpec, policy_id: str
-) -> tuple[int, int, tuple[str, ...], tuple[str, ...], int, float, int, int, str, int]:
+) -> tuple[int, int, tuple[str, ...], tuple[str, ...], int, float, int, int, str, int, tuple[str, ...]]:
     """What every trained head is built with, in the order of `TrainedHead`."""
     return (
         spec.tokens,
@@ -115,6 +115,7 @@ def _head_shape(
         spec.head.layers,
         policy_id,
         spec.window.samples if spec.window else 0,
+        spec.head.readout,
     )
 
 

@@ -50,6 +50,7 @@ class HeadChoice(Strict):
     hidden: int = Field(default=384, ge=8, le=8192)
     layers: int = Field(default=2, ge=1, le=6)
     steps: int = Field(default=4, ge=1, le=32)  # from noise to a chunk; flow-matching only
+    readout: tuple[str, ...] = ()  # names of what the head reads from the features, to act on it alone
 
 
 class WindowChoice(Strict):

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from sim import expert, tasks
-from sim.demonstrations import OBJECTS, PERIOD_S, TICK_S, Batch, looks, sample_batches
-from sim.scene import BIN_CENTRE, CAMERAS, COLOURS
+from sim import expert, facts, tasks
+from sim.demonstrations import PERIOD_S, TICK_S, Batch, looks, sample_batches
+from sim.scene import CAMERAS, COLOURS
 from sim.tabletop import TabletopRobot
 
 pytestmark = pytest.mark.usefixtures("can_render")
@@ -44,7 +44,8 @@ def test_shapes_and_types_are_the_promised_ones(batch):
     assert batch.states.shape == (M, ACTING, 7) and batch.states.dtype == np.float32
     assert batch.feature_age_ms.shape == (M, ACTING) and batch.feature_age_ms.dtype == np.float32
     assert batch.targets.shape == (M, ACTING, 8, 7) and batch.targets.dtype == np.float32
-    assert batch.truth.position.shape == (M, 2, 3) and len(batch.instructions) == M
+    assert batch.truth.facts.shape == (M, len(facts.NAMES)) and batch.truth.facts.dtype == np.float32
+    assert len(batch.instructions) == M and batch.rehearsal is None
 
 
 def seen(images: dict[str, np.ndarray]) -> bytes:
@@ -53,7 +54,7 @@ def seen(images: dict[str, np.ndarray]) -> bytes:
 
 
 def flat(batch: Batch) -> list[np.ndarray]:
-    parts = [batch.image_index, batch.states, batch.feature_age_ms, batch.targets, batch.truth.position]
+    parts = [batch.image_index, batch.states, batch.feature_age_ms, batch.targets, batch.truth.facts]
     for name in batch.images:
         parts += [batch.images[name], batch.truth.uv[name], batch.truth.visible[name]]
     return parts
@@ -115,16 +116,14 @@ def test_the_truth_points_at_pixels_of_the_named_colours(batch):
     assert np.mean(close) > 0.99
 
 
-def test_the_second_object_is_where_the_first_goes(batch):
-    kinds = [tasks.parse(text).kind for text in batch.instructions]
-    assert {"bin", "stack", "touch"} <= set(kinds) and (*COLOURS, "bin") == OBJECTS
-    for kind, (first, second) in zip(kinds, batch.truth.position, strict=True):
-        if kind == "bin":
-            np.testing.assert_allclose(second[:2], BIN_CENTRE, atol=1e-6)
-        elif kind == "stack":
-            assert np.linalg.norm(first - second) > 0.03
-        else:
-            assert np.array_equal(first, second)
+def test_facts_are_those_of_the_frame_and_of_the_instruction(taken):
+    sampled = one_batch(5, source=lambda: iter(taken), pool=len(taken) - FRAMES, per_frame=1)
+    for i, text in enumerate(sampled.instructions):
+        image = seen({name: images[i] for name, images in sampled.images.items()})
+        look = next(look for look in taken if seen(look.images) == image)
+        states, blocks = look.track.states[look.tick], look.track.blocks[look.tick]
+        wanted = facts.of(expert.Situation.of(states[None], blocks[None], [tasks.parse(text)]))
+        np.testing.assert_allclose(sampled.truth.facts[i], wanted[0], atol=0.02)  # alike frames differ by less
 
 
 def test_a_frame_serves_under_the_task_that_was_driven_and_under_others(batch):

@@ -13,14 +13,22 @@ COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220)}
 WORDINGS = tuple(f"{verb} the {colour} block" for verb in ("pick up", "go to") for colour in COLOURS)
 STATES = ("j1", "j2", "j3", "j4", "j5", "j6", "gripper")
 HORIZON, PERIOD_S = 8, 0.1
+FACTS = ("x_m", "y_m")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SquaresTruth:
     uv: dict[str, np.ndarray]
     visible: dict[str, np.ndarray]
-    position: np.ndarray
-    held: np.ndarray
+    facts: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SquaresRehearsal:
+    facts: np.ndarray
+    states: np.ndarray
+    feature_age_ms: np.ndarray
+    targets: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +41,7 @@ class SquaresBatch:
     targets: np.ndarray
     truth: SquaresTruth | None
     windows: np.ndarray | None = None
+    rehearsal: SquaresRehearsal | None = None
 
 
 def robot(views: int = 5, side: int = 112) -> RobotSpec:
@@ -80,5 +89,7 @@ def batches(seed: int, size: int, views: int = 5, side: int = 112, acting: int =
         fractions = (np.arange(1, HORIZON + 1, dtype=np.float32) / HORIZON)[:, None]
         targets = states[:, :, None] + fractions * (goal - states[:, :, None])
         ages = rng.uniform(0, 600, (size, acting)).astype(np.float32)
-        truth = SquaresTruth(uv, visible, position, np.zeros((size, 1), dtype=bool))
-        yield SquaresBatch(images, np.arange(size), instructions, states, ages, targets, truth)
+        facts = position[:, 0, :2]
+        rehearsal = SquaresRehearsal(facts, states[:, 0], ages[:, 0], targets[:, 0])
+        truth = SquaresTruth(uv, visible, facts)
+        yield SquaresBatch(images, np.arange(size), instructions, states, ages, targets, truth, rehearsal=rehearsal)

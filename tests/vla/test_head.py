@@ -38,7 +38,7 @@ def test_targets_are_the_state_plus_the_displacement_in_physical_units() -> None
     acting.step_mean.fill_(0.01)
     inputs = torch.from_numpy(tokens())[None], torch.from_numpy(STATE).float()[None], torch.tensor([100.0])
     with torch.inference_mode():
-        normalised = acting(*inputs)[0].numpy()
+        normalised = acting.predict(*inputs)[0].numpy()
     expected = STATE[[1, 0]] + normalised * 0.2 + 0.01
     np.testing.assert_allclose(acting.act(tokens(), STATE, 100.0), expected, atol=1e-6)
 
@@ -57,7 +57,7 @@ def test_training_and_acting_agree_on_what_a_displacement_is() -> None:
     state = torch.from_numpy(STATE).float()[None]
     targets = torch.from_numpy(acting.act(tokens(), STATE, 50.0)).float()[None]
     with torch.inference_mode():
-        predicted = acting(torch.from_numpy(tokens())[None], state, torch.tensor([50.0]))
+        predicted = acting.predict(torch.from_numpy(tokens())[None], state, torch.tensor([50.0]))
     torch.testing.assert_close(acting.displacement(state, targets), predicted, atol=1e-5, rtol=0)
 
 

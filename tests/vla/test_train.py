@@ -29,7 +29,9 @@ from vla.training.train import Schedule, Shape, train
 VIEWS, SIDE = 2, 56
 
 
-SHAPE = Shape(squares.HORIZON, squares.PERIOD_S, head=HeadChoice(kind="regression", hidden=64), queries=1)
+SHAPE = Shape(
+    squares.HORIZON, squares.PERIOD_S, head=HeadChoice(kind="regression", hidden=64, readout=squares.FACTS), queries=1
+)
 ROBOT = squares.robot(VIEWS, SIDE)
 
 
@@ -56,7 +58,7 @@ def run(folder: Path, **changes: object) -> tuple[dict[str, float], list[str]]:
 
 def test_training_leaves_a_whole_policy_that_encodes_and_acts(tmp_path: Path) -> None:
     errors, lines = run(tmp_path)
-    assert set(errors) == {"position_cm", "chunk", "joint", "joint_mean", "cell"}
+    assert set(errors) == {"length_cm", "facts", "chunk", "joint", "joint_mean", "cell"}
     assert sum("samples/s" in line for line in lines) == 3
     spec = verify(tmp_path)
     assert spec.provenance["steps"] == 3 and spec.fits(squares.robot(VIEWS, SIDE)) == []

@@ -28,7 +28,7 @@ _TENSORS, _STATE = "state.safetensors", "state.json"
 class Progress:
     """How far a training is; saved with its tensors. `ages_ms` is the range of feature ages met so far."""
 
-    stage: str = ""
+    practised: int = 0  # steps of the head alone, before the first step of all
     step: int = 0
     samples: int = 0
     minutes: float = 0.0

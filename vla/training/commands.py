@@ -20,14 +20,15 @@ from vla.policy_spec import HeadChoice
 from vla.training.checkpoint import work_folder
 from vla.training.curriculum import BatchPolicy, PolicyOnDisk, on_processes, save_features, train_embedded
 from vla.training.curve import save_curve
-from vla.training.dataset import Batch
+from vla.training.dataset import Batch, Rehearsal
 from vla.training.parts import HeadSchedule
 from vla.training.rounds import Order, RoundPlan
 from vla.training.train import Schedule, Shape, train
 
 HORIZON = 8  # rows of a chunk
 HIDDEN, LAYERS = 512, 3
-OWN_AFTER = 0.1  # of the end-to-end stage: from then on, half of the frames come from the policy's own episodes
+PRACTICE_SHARE = 0.2  # of the minutes: the head alone, on facts that it is told
+OWN_AFTER = 0.28  # of the minutes: from then on, half of the frames come from the policy's own episodes
 
 
 class Source(Protocol):
@@ -35,6 +36,7 @@ class Source(Protocol):
 
     period_s: float
     objects: int
+    facts: tuple[str, ...]  # what there is to know of an instruction, by name
 
     @property
     def robot(self) -> RobotSpec: ...
@@ -45,6 +47,10 @@ class Source(Protocol):
     def batches(
         self, seed: int, horizon: int, current: Callable[[], Any], log: Callable[[str], None]
     ) -> Iterator[Batch]: ...
+
+    def practice(
+        self, seed: int, horizon: int, current: Callable[[], Any], log: Callable[[str], None]
+    ) -> Iterator[Rehearsal]: ...
 
     def held_out(self, horizon: int) -> Sequence[Batch]: ...
 
@@ -118,7 +124,7 @@ def train_on_simulator(
                 workers=options.workers,
                 max_age_ms=options.max_age_ms,
                 seed=options.seed,
-                head=options.head_choice,
+                head=_reading(options.head_choice, source),
             )
 
             def collect(order: Order) -> list[str]:
@@ -155,9 +161,14 @@ def train_on_features(options: TrainOptions, features: Path, log: Callable[[str]
     log(save_curve(curve, work_folder(options.out) / "curve"))
 
 
+def _reading(head: HeadChoice, source: Source) -> HeadChoice:
+    """The head with a readout of the source's facts."""
+    return head.model_copy(update={"readout": source.facts})
+
+
 def _backbone(options: TrainOptions, source: Source, log: Callable[[str], None]) -> None:
-    shape = Shape(HORIZON, source.period_s, "tabletop", options.head_choice, source.objects)
-    schedule = Schedule(minutes=options.minutes, patience=options.patience, seed=options.seed)
+    shape = Shape(HORIZON, source.period_s, "tabletop", _reading(options.head_choice, source), source.objects)
+    schedule = Schedule(minutes=options.minutes, patience=options.patience, seed=options.seed, practice=PRACTICE_SHARE)
     train(
         lambda seed: source.batches(seed, HORIZON, PolicyOnDisk(options.out, OWN_AFTER * options.minutes), log),
         source.held_out(HORIZON),
@@ -170,6 +181,7 @@ def _backbone(options: TrainOptions, source: Source, log: Callable[[str], None])
         overwrite=True,
         resume=True,
         device=options.device,
+        situations=lambda seed, current: source.practice(seed, HORIZON, current, log),
     )
 
 

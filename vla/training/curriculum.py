@@ -43,7 +43,7 @@ class BatchPolicy:
         head = self._head
         here = torch.from_numpy(states).float()
         steps = head.predict(torch.from_numpy(tokens).float(), here, torch.from_numpy(age_ms))
-        return ((here @ head.residual).unsqueeze(1) + steps * head.step_std + head.step_mean).double().numpy()
+        return head.targets(here, steps).double().numpy()
 
 
 class PolicyOnDisk:

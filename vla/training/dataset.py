@@ -6,7 +6,7 @@ deployment meets. `Truth` is what only a simulator knows; it supervises percepti
 act.
 
 Letters: N frames, M samples, K acting states of a sample, H horizon, S state values, A actions, W samples of the
-window, Q objects that an instruction is about.
+window, Q objects that an instruction is about, F facts of an instruction, B situations that are rehearsed.
 """
 
 from __future__ import annotations
@@ -30,13 +30,32 @@ class Truth(Protocol):
         ...
 
     @property
-    def position(self) -> np.ndarray:
-        """(M, Q, 3) metres."""
+    def facts(self) -> np.ndarray:
+        """(M, F) what there is to know for acting, each near one: what a head's readout is taught."""
+        ...
+
+
+class Rehearsal(Protocol):
+    """B situations with what was known of them, in place of features: they teach to act what there is to know."""
+
+    @property
+    def facts(self) -> np.ndarray:
+        """(B, F) float32, as badly known as they may be read."""
         ...
 
     @property
-    def held(self) -> np.ndarray:
-        """(M, Q) bool: in the robot's grip."""
+    def states(self) -> np.ndarray:
+        """(B, S) float32."""
+        ...
+
+    @property
+    def feature_age_ms(self) -> np.ndarray:
+        """(B,) how old the facts are."""
+        ...
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(B, H, A) float32, absolute."""
         ...
 
 
@@ -80,3 +99,6 @@ class Batch(Protocol):
 
     @property
     def truth(self) -> Truth | None: ...
+
+    @property
+    def rehearsal(self) -> Rehearsal | None: ...

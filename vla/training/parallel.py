@@ -6,6 +6,7 @@ Where torchrun did not start the process it is alone, and everything here does n
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from types import TracebackType
 
 import torch
@@ -47,6 +48,17 @@ class Group:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices)
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Of parameters that no `wrap` looks after."""
+        if self.size == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
     def agree(self, value: float) -> float:
         """The first process' value, everywhere."""

@@ -65,6 +65,7 @@ class RecordedBatch:
     targets: np.ndarray
     windows: None = None
     truth: None = None
+    rehearsal: None = None
 
 
 def load_recordings(paths: Sequence[Path], horizon: int, log: Callable[[str], None]) -> Recorded:

@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from control.messages import RobotSpec
 from vla import policy, weights
 from vla.errors import TrainingFault
+from vla.head import TrainedHead
 from vla.policy import load_part
 from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, WindowChoice, backbone_folder, load_spec
 from vla.prompt import Prompter
@@ -30,10 +32,11 @@ from vla.tokenizer import build_tokenizer
 from vla.training import checkpoint
 from vla.training.checkpoint import BACKBONE_FOLDER, Progress
 from vla.training.curve import save_curve
-from vla.training.dataset import Batch
+from vla.training.dataset import Batch, Rehearsal
 from vla.training.learner import Collator, Inputs, Learner, flat, measure
 from vla.training.pace import average_decay, learning_rate
 from vla.training.parallel import Group
+from vla.training.practice import Actor, practise
 
 NORMALISE_BATCHES = 32
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRADIENT = 1e-3, 0.02, 1.0
@@ -52,12 +55,15 @@ class Schedule:
     save_every_minutes: float = 3.0
     patience: int | None = None  # measurements without a better held-out chunk; None: go on
     seed: int = 0
+    practice: float = 0.0  # the share of the minutes in which the head alone practises first, where it can
 
     def __post_init__(self) -> None:
         if self.minutes is None and self.steps is None:
             raise TrainingFault("give minutes or steps: the learning rate falls over one of them")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise TrainingFault(f"minutes of training must be a finite number above 0, got {self.minutes}")
+        if not 0 <= self.practice < 1 or (self.practice and self.minutes is None):
+            raise TrainingFault(f"practice must be a share below 1 of the minutes, got {self.practice}")
         if self.steps is not None and self.steps < 1:
             raise TrainingFault(f"steps of training must be at least 1, got {self.steps}")
 
@@ -96,13 +102,15 @@ def train(
     overwrite: bool = False,
     resume: bool = False,
     device: str = "cpu",
+    situations: Callable[[int, Callable[[], Actor | None]], Iterable[Rehearsal]] | None = None,
 ) -> dict[str, float]:
     """Writes a policy to `out_folder`, returns its held-out errors.
 
     `batches` is asked once for an iterator, with a seed that differs between processes and after every resume.
     `start_from` goes on from a policy of the same shape: its weights, tokenizer and normalisation. A policy that lies
     in `out_folder` already is replaced only with `overwrite`, or with `resume` where the state beside it is of the same
-    training. Raises TrainingFault for what cannot begin or go on.
+    training. Raises TrainingFault for what cannot begin or go on. `situations` is what a head with a readout practises
+    on for the `practice` share of the schedule; it is given a seed, and what tells the head as it is.
     """
     with Group(torch.device(device)) as group:
         folder = checkpoint.reserve(out_folder, overwrite or resume) if group.is_first else out_folder.resolve()
@@ -136,6 +144,10 @@ def train(
             checkpoint.save_state(state_folder, {"learner": learner, "average": average}, optimizer, progress, options)
             return save_policy(averaged(average), prompter, folder, progress, schedule.seed)
 
+        if situations is not None and progress.minutes < (until := schedule.practice * (schedule.minutes or 0.0)):
+            ask = partial(situations, _stream_seed(schedule.seed, group.rank, progress))
+            practise(learner.head, ask, group, progress, until, log, _head_saver(average, save))
+            average = run.average = AveragedModel(learner, avg_fn=_average, use_buffers=False)
         run.loop((collate(batch) for batch in _watched(source, progress)), save)
         if not group.is_first:
             return {}
@@ -233,9 +245,21 @@ class _Run:
         return patience is not None and self.progress.stale >= patience
 
 
+def _head_saver(average: AveragedModel, save: Callable[[], object]) -> Callable[[TrainedHead], None]:
+    """Saves all with another head among the averaged weights."""
+
+    def saver(head: TrainedHead) -> None:
+        average.module.head.load_state_dict(head.state_dict())
+        save()
+
+    return saver
+
+
 def describe(errors: dict[str, float]) -> str:
     """Held-out errors in words."""
-    seen = f"{errors['position_cm']:.2f} cm, cell {errors['cell']:.0%}, " if "position_cm" in errors else ""
+    seen = f"{errors['length_cm']:.2f} cm, " if "length_cm" in errors else ""
+    seen += f"facts {errors['facts']:.3f}, " if "facts" in errors else ""
+    seen += f"cell {errors['cell']:.0%}, " if "cell" in errors else ""
     return f"{seen}chunk {errors['chunk']:.4f}, joint {errors['joint']:.4f} (mean {errors['joint_mean']:.4f})"
 
 
@@ -250,6 +274,7 @@ def save_policy(learner: Learner, prompter: Prompter, folder: Path, progress: Pr
     """Writes the folder whole and returns the policy's id."""
     provenance: dict[str, str | int | float] = {
         "seed": seed,
+        "practice_steps": progress.practised,
         "steps": progress.step,
         "samples": progress.samples,
         "minutes": round(progress.minutes, 1),
@@ -332,7 +357,7 @@ def _watched(source: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
 
 def _stream_seed(seed: int, rank: int, progress: Progress | None) -> int:
     """A resumed training does not meet the same batches again."""
-    return seed * 1_000_003 + rank * 1009 + (progress.step * 7919 if progress else 0)
+    return seed * 1_000_003 + rank * 1009 + ((progress.step + progress.practised) * 7919 if progress else 0)
 
 
 def _groups(learner: Learner) -> list[dict[str, object]]:
