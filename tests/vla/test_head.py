@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla.head import HoldHead, RegressionHead
+from vla.head import SCALES, HoldHead, RegressionHead
 
 STATES = ("lift", "turn", "grip")
 STATE = np.array([0.1, -1.3, 0.04])
@@ -105,3 +105,57 @@ def test_features_of_another_shape_are_refused() -> None:
 def test_the_controllers_imports_leave_the_language_model_out() -> None:
     code = "import sys, vla.policy, vla.head; sys.exit('transformers' in sys.modules or 'tokenizers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+READ = ("at.turn", "colour", "to.lift", "size_m")
+
+
+def reader(**changes: object) -> RegressionHead:
+    reading = head(readout=READ, **changes)
+    reading.value_mean.copy_(torch.tensor([0.5, 0.0, -0.2, 0.1]))
+    reading.value_std.copy_(torch.tensor([0.2, 0.5, 0.1, 0.05]))
+    reading.state_mean.copy_(torch.tensor([0.3, 0.0, 0.0]))
+    reading.state_std.copy_(torch.tensor([0.5, 2.0, 0.02]))
+    return reading
+
+
+def test_a_head_with_a_readout_acts_on_what_it_reads_and_on_nothing_else_of_the_features() -> None:
+    reading = reader()
+    state, age = torch.from_numpy(STATE).float()[None], torch.tensor([100.0])
+    seen = torch.from_numpy(np.stack([tokens(0), tokens(1)]))
+    values = reading.read(seen)
+    assert values.shape == (2, 4)
+    twice = state.expand(2, -1), age.expand(2)
+    torch.testing.assert_close(reading.predict(seen, *twice), reading.predict_of(values, *twice))
+    torch.nn.init.zeros_(reading.readout[-1].weight)
+    torch.nn.init.zeros_(reading.readout[-1].bias)
+    torch.testing.assert_close(reading.read(seen), reading.value_mean.expand(2, -1))
+    first, other = reading.predict(seen, *twice)
+    torch.testing.assert_close(first, other, atol=0, rtol=0)
+
+
+def test_the_trunk_is_told_how_far_a_place_is_from_the_state_of_its_name() -> None:
+    reading = reader()
+    reading.trunk = torch.nn.Identity()
+    values, state = torch.tensor([[0.7, 1.0, 0.4, 0.2]]), torch.tensor([[0.1, -1.3, 0.04]])
+    told = reading.context(values, state, torch.tensor([250.0]), None)[0]
+    off = torch.tensor([(0.7 + 1.3) / 2.0, (0.4 - 0.1) / 0.5])  # turn, lift
+    expected = [
+        torch.tensor([-0.4, -0.65, 2.0, 0.5]),
+        torch.tensor([1.0, 2.0, 6.0, 2.0]),
+        *(torch.tanh(off / scale) for scale in SCALES),
+    ]
+    torch.testing.assert_close(told, torch.cat(expected))
+
+
+def test_a_readout_without_places_is_told_as_it_is() -> None:
+    assert head(readout=("colour", "size_m")).trunk[0].in_features == 2 + 3 + 1
+    assert reader().trunk[0].in_features == 4 + 2 * len(SCALES) + 3 + 1
+
+
+def test_targets_are_the_inverse_of_displacements() -> None:
+    acting = head()
+    acting.step_std.fill_(0.3)
+    acting.step_mean.fill_(0.02)
+    state, steps = torch.from_numpy(STATE).float()[None], torch.randn(1, 3, 2)
+    torch.testing.assert_close(acting.displacement(state, acting.targets(state, steps)), steps)

@@ -146,8 +146,11 @@ def train(
 
         if situations is not None and progress.minutes < (until := schedule.practice * (schedule.minutes or 0.0)):
             ask = partial(situations, _stream_seed(schedule.seed, group.rank, progress))
-            practise(learner.head, ask, group, progress, until, log, _head_saver(average, save))
+            keep = _head_saver(average, save)
+            practise(learner.head, ask, group, progress, until, log, keep, schedule.save_every_minutes)
             average = run.average = AveragedModel(learner, avg_fn=_average, use_buffers=False)
+            if group.is_first:
+                save()
         run.loop((collate(batch) for batch in _watched(source, progress)), save)
         if not group.is_first:
             return {}
