@@ -109,6 +109,9 @@ class Subscriber:
             if data == self._before:
                 return None
             self._before = data
+        return self._decoded(data)
+
+    def _decoded(self, data: bytes) -> Any | None:
         try:
             return decode(self._topic, data)
         except WireError as error:
@@ -125,6 +128,31 @@ def Latest(bus: BusAddress, topic: str) -> Subscriber:  # noqa: N802 - it reads 
     return Subscriber(bus, topic, newest_only=True)
 
 
+class StampedLatest(Subscriber):
+    """The newest message, and when it came: call `collect` whenever the socket has something, `poll` to read it.
+
+    What was not collected counts as come when it is polled. Only the message that is polled is decoded.
+    """
+
+    def __init__(self, bus: BusAddress, topic: str) -> None:
+        super().__init__(bus, topic, newest_only=True)
+        self._held: tuple[bytes, int] | None = None
+        self.arrived_ns: int | None = None  # of the message that `poll` returned last
+
+    def collect(self) -> None:
+        if self._socket.poll(0, zmq.POLLIN):
+            self._held = (self._socket.recv(zmq.NOBLOCK), time.monotonic_ns())
+
+    def poll(self, timeout_ms: int = 0) -> Any | None:
+        if self._held is None and timeout_ms:
+            self._socket.poll(timeout_ms, zmq.POLLIN)
+        self.collect()
+        if self._held is None:
+            return None
+        (data, self.arrived_ns), self._held = self._held, None
+        return self._decoded(data)
+
+
 class CommandServer:
     """The controller's end of `command`: many clients, each answered by its request id, now or later."""
 
@@ -136,6 +164,11 @@ class CommandServer:
         self._socket.setsockopt(zmq.RCVHWM, 100)
         self._lease = _bind(self._socket, bus.endpoint("command"))
         self.rejected = 0
+
+    @property
+    def socket(self) -> zmq.Socket:
+        """For a poller of the caller's."""
+        return self._socket
 
     def poll(self, timeout_ms: int = 0) -> tuple[bytes, Command] | None:
         """The next command and its client. A malformed one is answered with what is wrong, and counted."""

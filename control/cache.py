@@ -46,6 +46,7 @@ class FeatureCache:
         self.acting: Instruction | None = None
         self.pending: Instruction | None = None
         self.features: Features | None = None
+        self.arrived_ns: int | None = None  # when `features` came off the bus
         self._refused = ""  # why the newest features were not taken
         self._said_ns = 0
         self._encode_ms: deque[float] = deque(maxlen=_ENCODES_REMEMBERED)
@@ -67,10 +68,11 @@ class FeatureCache:
         self.pending = Instruction(0, now_ns, self._session, newest.id + 1 if newest else 1, text)
         return self.pending
 
-    def take(self, features: Features | None, now_ns: int) -> bool:
+    def take(self, features: Features | None, now_ns: int, arrived_ns: int | None = None) -> bool:
         """Take features if they are of this session, this policy, and the acting or pending instruction.
 
-        True when they are the first of the pending instruction, which is acted on from now.
+        True when they are the first of the pending instruction, which is acted on from now. What arrived after `now_ns`
+        counts as arrived then: a cycle's ages are those at its beginning.
         """
         if features is None or features.session != self._session:
             return False
@@ -80,6 +82,7 @@ class FeatureCache:
         if self._refused or self._is_known(features):
             return False
         self.features = features
+        self.arrived_ns = None if arrived_ns is None else min(arrived_ns, now_ns)
         self._encode_ms.append(features.encode_ms)
         if self.pending is None or features.instruction_id != self.pending.id:
             return False

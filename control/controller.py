@@ -1,7 +1,8 @@
 """The controller process: sockets, commands and real-time set-up around the loop. No thread but this one, and no torch.
 
 The head is given, whatever it computes with. Commands are served while the loop waits for its next deadline, so that an
-instruction reaches the encoder at once and not a period later; they never run past the deadline.
+instruction reaches the encoder at once and not a period later; they never run past the deadline. Features are taken off
+the bus in the same wait, so that their age can be split into transport and waiting; they are decoded in the tick.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import os
 import resource
 from collections.abc import Callable
 
+import zmq
+
 from control.address import BusAddress
-from control.bus import CommandServer, Latest, Publisher, Subscriber
+from control.bus import CommandServer, Latest, Publisher, StampedLatest, Subscriber
 from control.clock import NS_PER_MS, NS_PER_S, MonotonicClock, Pacer, Tick
 from control.head import ActionHead
 from control.loop import ControlLoop, LoopSettings, Ports
@@ -56,18 +59,22 @@ class Controller:
         self._clock = clock
         self._period_ns = settings.period_ns
         self._server = CommandServer(bus)
+        self._features = StampedLatest(bus, "features")
         self._inboxes = (
             Subscriber(bus, "robot", newest_only=True, changes_only=True),
             Latest(bus, "state"),
-            Latest(bus, "features"),
+            self._features,
         )
         self._outboxes = (
             Publisher(bus, "instruction"),
             Publisher(bus, "action"),
             Publisher(bus, "cycle", queue=1000),
         )
+        self._poller = zmq.Poller()
+        for port in (self._server, self._features):
+            self._poller.register(port.socket, zmq.POLLIN)
         session = clock.now_ns() // NS_PER_MS  # differs from every earlier controller of this machine since its start
-        ports = Ports(*self._inboxes, *self._outboxes)
+        ports = Ports(*self._inboxes, *self._outboxes, lambda: self._features.arrived_ns)
         self.loop = ControlLoop(clock, head, settings, ports, session, find_misfits)
         self._waiting: list[tuple[bytes, int, int]] = []  # client, request id, instruction id
         self._resuming: list[tuple[bytes, int]] = []
@@ -105,7 +112,9 @@ class Controller:
         while (remaining_ns := deadline_ns - self._clock.now_ns() - _GUARD_NS) > NS_PER_MS:
             if stopped():
                 raise _Ending
-            received = self._server.poll(min(remaining_ns // NS_PER_MS, _NOTICE_MS))
+            self._poller.poll(min(remaining_ns // NS_PER_MS, _NOTICE_MS))
+            self._features.collect()
+            received = self._server.poll()
             if received is not None:
                 self._serve(*received)
 

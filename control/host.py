@@ -179,7 +179,7 @@ class RobotHost:
         if self._is_due("frames", now_ns):
             stamp_ns = self._clock.now_ns()
             images = self._robot.read_frames()
-            self._frames_out.send(Frames(self._next("frames"), stamp_ns, images))
+            self._frames_out.send(Frames(self._next("frames"), stamp_ns, images, self._clock.now_ns()))
 
     def _follow(self, now_ns: int) -> None:
         chunk = self._actions.poll()

@@ -61,6 +61,7 @@ class Ports:
     instruction: Outbox
     action: Outbox
     cycle: Outbox
+    features_arrived_ns: Callable[[], int | None] = lambda: None  # of the features polled last; None: nobody stamps
 
 
 class ControlLoop:
@@ -141,7 +142,7 @@ class ControlLoop:
         is_restarted = robot.take_state(self._ports.state.poll())
         state_fault = robot.find_fault(began_ns, self._ports.state.last_error)
         state_ns = self._clock.now_ns()
-        cache.take(self._ports.features.poll(), began_ns)
+        cache.take(self._ports.features.poll(), began_ns, self._ports.features_arrived_ns())
         age_ms = cache.age_ms(began_ns)
         verdict = cache.judge(began_ns, is_starting=not self._has_run)
         features_ns = self._clock.now_ns()
@@ -279,4 +280,5 @@ class ControlLoop:
             rejected=self._ports.robot.rejected + self._ports.state.rejected + self._ports.features.rejected,
             task_done=state.task_done if state else None,
             task_instruction_id=state.task_instruction_id if state else 0,
+            feature_arrived_ns=self._cache.arrived_ns,
         )

@@ -81,6 +81,7 @@ class Frames:
     seq: int
     stamp_ns: int
     images: dict[str, np.ndarray]  # camera -> (height, width, 3) uint8 RGB
+    published_ns: int | None = None  # when all images were there and went to the bus; None where nobody stamps it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,6 +127,7 @@ class Features:
     view_age_ms: dict[str, float]  # how much older than the frame each view inside is (0 unless a view was reused)
     encode_ms: float
     stage_ms: dict[str, float] = field(default_factory=dict)
+    frame_published_ns: int | None = None  # the robot's clock, copied from the frame
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,6 +169,7 @@ class Cycle:
     rejected: int = 0  # messages refused since the start
     task_done: bool | None = None
     task_instruction_id: int = 0
+    feature_arrived_ns: int | None = None  # when the features in use came off the bus; None where nobody stamps it
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,11 @@ SCHEMAS: dict[str, tuple[type, dict[str, Check], int]] = {
         },
         64 << 10,
     ),
-    "frames": (Frames, _HEADER | {"images": mapping(image, MAX_CAMERAS)}, 64 << 20),
+    "frames": (
+        Frames,
+        _HEADER | {"images": mapping(image, MAX_CAMERAS), "published_ns": optional(integer())},
+        64 << 20,
+    ),
     "state": (
         State,
         _HEADER
@@ -194,6 +198,7 @@ SCHEMAS: dict[str, tuple[type, dict[str, Check], int]] = {
             "view_age_ms": mapping(_MS, MAX_CAMERAS),
             "encode_ms": _MS,
             "stage_ms": mapping(_MS, 16),
+            "frame_published_ns": optional(integer()),
         },
         16 << 20,
     ),
@@ -233,6 +238,7 @@ SCHEMAS: dict[str, tuple[type, dict[str, Check], int]] = {
             "rejected": integer(),
             "task_done": optional(flag),
             "task_instruction_id": integer(),
+            "feature_arrived_ns": optional(integer()),
         },
         256 << 10,
     ),

@@ -120,6 +120,7 @@ class QwenEncoder:
             view_age_ms=ages_ms,
             encode_ms=encode_ms,
             stage_ms=stage_ms,
+            frame_published_ns=frames.published_ns,
         )
 
     def warm_up(self) -> None:

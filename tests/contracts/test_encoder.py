@@ -21,7 +21,7 @@ def encoder(request: pytest.FixtureRequest, policy_folder: Path) -> Encoder:
 def capture(encoder: Encoder, seq: int = 1) -> Frames:
     rng = np.random.default_rng(seq)
     images = {name: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for name, size in encoder.cameras.items()}
-    return Frames(seq, 1000 + seq, images)
+    return Frames(seq, 1000 + seq, images, published_ns=2000 + seq)
 
 
 def ask(number: int = 1, text: str = "pick up the red block") -> Instruction:
@@ -42,6 +42,7 @@ def test_features_are_finite_float32_of_one_shape_and_labelled(encoder: Encoder)
         assert features.tokens.dtype == np.float32 and features.tokens.ndim == 2
         assert np.isfinite(features.tokens).all()
         assert (features.frame_seq, features.frame_stamp_ns) == (number, 1000 + number)
+        assert features.frame_published_ns == 2000 + number
         assert (features.session, features.instruction_id) == (8, number)
         assert (features.encoder_epoch, features.policy_id, features.seq) == (5, encoder.policy_id, number)
         assert set(features.view_age_ms) == set(encoder.cameras)
