@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from control.bench_commands import app as control_bench
 from control.commands import DEFAULT_CONFIG, ROOT, ConfigOption, ParentOption, ReportOption, SetOption, load, process
 from control.commands import app as control_commands
 from control.record_commands import app as export_command
@@ -37,6 +38,7 @@ app.add_typer(control_commands)
 app.add_typer(vla_commands)
 app.add_typer(record_command)
 app.add_typer(export_command)
+bench.add_typer(control_bench)
 app.add_typer(bench, rich_help_panel="Measure")
 
 

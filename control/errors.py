@@ -49,3 +49,9 @@ class RecordingError(SaccadeError, OSError):
     """A recording that cannot be written on: a full disk, most often. What was written before stays readable."""
 
     exit_code = 1
+
+
+class MeasurementError(SaccadeError, RuntimeError):
+    """A measurement that could not be taken to its end."""
+
+    exit_code = 1

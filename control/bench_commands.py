@@ -1,0 +1,55 @@
+"""`bench loop` and `bench wire`: the benchmarks that need no model. `launch.py` puts them beside those of vla/.
+
+Imports stay inside the commands, so that no operator's command starts slower.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from control.commands import ReportOption
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer()
+_WIDTH = 150  # of tables that go to a file
+
+
+@app.command(name="loop")
+def bench_loop(
+    rates: Annotated[str, typer.Option(metavar="HZ,HZ", help="Rates of the loop.")] = "10,50,100",
+    loads: Annotated[str, typer.Option(metavar="NAMES", help="idle, busy (every core computes), or both.")] = (
+        "idle,busy"
+    ),
+    duration: Annotated[float, typer.Option(metavar="S", min=0.5, help="Of every rate under every load.")] = 10.0,
+    report: ReportOption = None,
+) -> None:
+    """How exactly a loop is paced: our grid beside relative sleep, re-based sleep and catch-up, all at once."""
+    from rich.markup import escape
+
+    from control.bench_loop import measure_loop, notes, parse_loads, parse_rates, tables
+    from control.environment import environment
+    from control.report import check_writable, write_report
+
+    wanted, loaded = parse_rates(rates), parse_loads(loads)
+    check_writable(report)
+    where = environment()
+    console, progress = _consoles()
+    with progress.status("") as shown:
+        found = measure_loop(wanted, loaded, duration, lambda text: shown.update(escape(text)))
+    for table in tables(found):
+        console.print(table)
+    for line in notes(found):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    write_report(report, found | where)
+
+
+def _consoles() -> tuple[Console, Console]:
+    """Where tables go, and where progress is shown."""
+    from rich.console import Console
+
+    console = Console()
+    return (console if console.is_terminal else Console(width=_WIDTH)), Console(stderr=True)
