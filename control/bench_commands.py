@@ -47,6 +47,33 @@ def bench_loop(
     write_report(report, found | where)
 
 
+@app.command(name="wire")
+def bench_wire(
+    transports: Annotated[str, typer.Option(metavar="NAMES", help="ipc, tcp (loopback), or both.")] = "ipc,tcp",
+    duration: Annotated[
+        float, typer.Option(metavar="S", min=0.1, help="Of every message over every transport, paced and unpaced each.")
+    ] = 3.0,
+    report: ReportOption = None,
+) -> None:
+    """How long features and frames take from process to process over the bus, and how many go through."""
+    from rich.markup import escape
+
+    from control.bench_wire import cases, measure_wire, notes, parse_transports, table
+    from control.environment import environment
+    from control.report import check_writable, write_report
+
+    wanted = parse_transports(transports)
+    check_writable(report)
+    where = environment()
+    console, progress = _consoles()
+    with progress.status("") as shown:
+        found = measure_wire(cases(), wanted, duration, lambda text: shown.update(escape(text)))
+    console.print(table(found))
+    for line in notes(found):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    write_report(report, found | where)
+
+
 def _consoles() -> tuple[Console, Console]:
     """Where tables go, and where progress is shown."""
     from rich.console import Console
