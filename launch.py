@@ -16,6 +16,7 @@ import typer
 from control.bench_commands import app as control_bench
 from control.commands import DEFAULT_CONFIG, ROOT, ConfigOption, ParentOption, ReportOption, SetOption, load, process
 from control.commands import app as control_commands
+from control.page_commands import app as page_command
 from control.record_commands import app as export_command
 from sim.record_commands import app as record_command
 from vla.bench_commands import bench
@@ -35,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(control_commands)
+app.add_typer(page_command)
 app.add_typer(vla_commands)
 app.add_typer(record_command)
 app.add_typer(export_command)

@@ -7,6 +7,7 @@ values from here, never the config itself.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -152,6 +153,25 @@ class RunConfig(_Section):
     restart_backoff_s: Annotated[float, Field(gt=0, le=60)] = 0.5
 
 
+class PageConfig(_Section):
+    """The browser page; see control/page.py. Port 0 takes any that is free; beyond loopback a token is asked for."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8470
+    require_token: bool = False  # on loopback too, where other users of the machine are not to be trusted
+    image_hz: Annotated[float, Field(gt=0, le=30)] = 5.0  # of the views in a browser
+
+    @model_validator(mode="after")
+    def _host_is_an_address(self) -> PageConfig:
+        try:
+            ipaddress.ip_address("127.0.0.1" if self.host == "localhost" else self.host)
+        except ValueError:
+            raise ValueError(
+                f"page.host: expected localhost or an IP address of this machine, 0.0.0.0 for all, got '{self.host}'"
+            ) from None
+        return self
+
+
 class Config(_Section):
     version: Literal[1]
     bus: BusConfig = BusConfig()
@@ -161,6 +181,7 @@ class Config(_Section):
     freshness: FreshnessConfig
     safety: SafetyConfig = SafetyConfig()
     run: RunConfig = RunConfig()
+    page: PageConfig = PageConfig()
 
     @model_validator(mode="after")
     def _a_period_fits_into_every_limit(self) -> Config:

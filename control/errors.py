@@ -55,3 +55,9 @@ class MeasurementError(SaccadeError, RuntimeError):
     """A measurement that could not be taken to its end."""
 
     exit_code = 1
+
+
+class PageError(SaccadeError, OSError):
+    """A page that cannot be served, most often because its port is in use. The run goes on without it."""
+
+    exit_code = 1

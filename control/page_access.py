@@ -1,0 +1,91 @@
+"""Who may use the page: the host and origin of a request, the token, how often commands come, and which text is shown.
+
+Knows HTTP's words and no socket. A browser runs pages of strangers beside ours, so being on loopback is not enough:
+
+* **DNS rebinding**: a stranger's name may point to 127.0.0.1. On loopback only loopback's own names are answered.
+  Elsewhere the token protects: its cookie belongs to the name that it was entered at.
+* **Cross-site requests**: a browser says where a WebSocket or a form comes from (Origin); only the page itself may.
+* **Other users of the machine** reach loopback too: `page.require_token` asks them.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import secrets
+import time
+import unicodedata
+from urllib.parse import urlsplit
+
+COOKIE = "saccade_page"
+_LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories: controls, directions, surrogates, separators
+_JOINER = "\u200d"  # holds emoji together
+_MAX_SHOWN = 1000
+
+
+def is_loopback(host: str) -> bool:
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+
+
+class Access:
+    """Judges requests. `token` is None where none is asked for."""
+
+    def __init__(self, host: str, require_token: bool = False) -> None:
+        self._is_loopback = is_loopback(host)
+        self.token = None if self._is_loopback and not require_token else secrets.token_urlsafe(18)
+        self._tries = Budget(rate_hz=1.0, burst=5)
+
+    def find_fault(self, host: str, origin: str | None, *, needs_origin: bool) -> str:
+        """Why a request with these headers is refused; empty when it is not."""
+        name = urlsplit(f"//{host}").hostname or ""
+        if self._is_loopback and name not in _LOOPBACK_NAMES:
+            return f"this page answers on loopback only, and was asked for as '{shown(host[:80])}'"
+        if needs_origin and origin is None:
+            return "a request without an Origin; browsers send one"
+        if origin is not None and origin != f"http://{host}":
+            return f"a request from another page: Origin '{shown(origin[:80])}'"
+        return ""
+
+    def is_known(self, cookie: str | None) -> bool:
+        """Whether a request with this cookie may go on."""
+        return self.token is None or (cookie is not None and self._equals(cookie))
+
+    def lets_in(self, offered: str) -> bool:
+        """Whether a token that somebody typed is the right one; after a few wrong ones, one guess a second."""
+        return self.token is not None and self._tries.take() and self._equals(offered)
+
+    def _equals(self, offered: str) -> bool:
+        return hmac.compare_digest(offered.encode("utf-8", "replace"), (self.token or "").encode())
+
+
+class Budget:
+    """How often something may happen: `rate_hz` in the long run, `burst` at once."""
+
+    def __init__(self, rate_hz: float, burst: int) -> None:
+        self._rate_hz, self._burst, self._left = rate_hz, burst, float(burst)
+        self._at_s = time.monotonic()
+
+    def take(self) -> bool:
+        now_s = time.monotonic()
+        self._left = min(self._burst, self._left + (now_s - self._at_s) * self._rate_hz)
+        self._at_s = now_s
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+def is_unseen(character: str) -> bool:
+    """Whether it would be invisible, or would change how the text around it is shown."""
+    return unicodedata.category(character) in _UNSEEN and character != _JOINER
+
+
+def shown(text: str) -> str:
+    """The text with everything invisible written out, such as \\u202e, which turns the writing direction."""
+    return "".join(f"\\u{ord(c):04x}" if is_unseen(c) else c for c in text[:_MAX_SHOWN])
+
+
+def find_unseen(text: str) -> str | None:
+    """The first invisible character of a text as a person can look it up, None where there is none."""
+    return next((f"U+{ord(c):04X} ({unicodedata.name(c, 'control character')})" for c in text if is_unseen(c)), None)
