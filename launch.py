@@ -18,6 +18,7 @@ from control.commands import DEFAULT_CONFIG, ROOT, ConfigOption, ParentOption, R
 from control.commands import app as control_commands
 from control.page_commands import app as page_command
 from control.record_commands import app as export_command
+from control.top_commands import app as top_command
 from sim.record_commands import app as record_command
 from vla.bench_commands import bench
 from vla.commands import adapted, check_encoder, encoder_options
@@ -40,6 +41,7 @@ app.add_typer(page_command)
 app.add_typer(vla_commands)
 app.add_typer(record_command)
 app.add_typer(export_command)
+app.add_typer(top_command)
 bench.add_typer(control_bench)
 app.add_typer(bench, rich_help_panel="Measure")
 
