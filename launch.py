@@ -17,6 +17,7 @@ from control.bench_commands import app as control_bench
 from control.commands import DEFAULT_CONFIG, ROOT, ConfigOption, ParentOption, ReportOption, SetOption, load, process
 from control.commands import app as control_commands
 from control.page_commands import app as page_command
+from control.profile_commands import app as profile_command
 from control.record_commands import app as export_command
 from control.replay_commands import replay_app
 from control.top_commands import app as top_command
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.add_typer(control_commands)
 app.add_typer(page_command)
+app.add_typer(profile_command)
 app.add_typer(vla_commands)
 app.add_typer(record_command)
 app.add_typer(export_command)

@@ -27,7 +27,7 @@ def launch(*words, timeout=60, **environment):
 
 COMMANDS = (
     *("run", "robot", "encoder", "control", "say", "status", "stop", "resume", "check"),
-    *("record", "export", "train", "eval"),
+    *("record", "export", "train", "eval", "profile"),
 )
 
 
@@ -79,6 +79,8 @@ def test_an_operators_command_fails_within_two_seconds_when_nothing_runs(words, 
             "camera 'front' gives 224x224, the policy was trained",
         ),
         (("run", "--episodes", "2", "--tasks", "juggle"), "unknown task 'juggle'; known: touch, pick"),
+        (("profile", "none.mcap"), "recording none.mcap does not exist; `launch.py record` writes them"),
+        (("profile", "--against", "none.json"), "--against none.json does not exist"),
         (("check", "--set", "control.rate_hz=2"), "robot.watchdog_ms 300 must be over one control period (500 ms)"),
     ],
 )
