@@ -97,12 +97,12 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait_for(self, expression: str, timeout_s: float = 45.0) -> Any:
-        """The first value of the expression that counts as true."""
+    def wait_for(self, expression: str, timeout_s: float = 45.0) -> None:
+        """Until the expression counts as true."""
         ends_s = time.monotonic() + timeout_s
         while time.monotonic() < ends_s:
-            if value := self.evaluate(expression):
-                return value
+            if self.evaluate(f"Boolean({expression})"):
+                return
             threading.Event().wait(0.05)
         text = self.evaluate("document.body.innerText")
         raise AssertionError(f"not true within {timeout_s:g} s: {expression}\nthe page shows:\n{text}")
@@ -131,6 +131,10 @@ class Browser:
         file.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot", format="png")["data"]))
 
     def close(self) -> None:
+        """Twice is fine."""
+        if self._loop.is_closed():
+            return
+
         async def hang_up() -> None:
             if hasattr(self, "_session"):
                 await self._session.close()
