@@ -23,7 +23,7 @@ def panel(snapshot: dict[str, Any], freshness: Freshness, address: str, width: i
     """The whole view, the most important lines first, since a low terminal cuts the last ones off."""
     head = _line(("saccade top", "bold"), (f"  {snapshot['robot'] or 'no robot yet'}  {address}  {hint}", "dim"))
     if "mode" not in snapshot:
-        return Group(head, _line((waiting(address), "")))
+        return Group(head, _line((waiting(snapshot, address), "")))
     lines: list[RenderableType] = [head, _mode(snapshot), _instruction(snapshot), Text()]
     lines += [_rates(snapshot), *_ages(snapshot, freshness, width), Text(), _times(snapshot), _counts(snapshot)]
     lines += [*_limits(snapshot), *_processes(snapshot), Text(), *_events(snapshot)]
@@ -33,7 +33,7 @@ def panel(snapshot: dict[str, Any], freshness: Freshness, address: str, width: i
 def plain(snapshot: dict[str, Any], address: str) -> str:
     """One line."""
     if "mode" not in snapshot:
-        return waiting(address)
+        return waiting(snapshot, address)
     rates, said = snapshot["rates_hz"], snapshot["instruction"]
     parts = [f"{snapshot['mode']}{': ' + snapshot['reason'] if snapshot['reason'] else ''}"]
     if not snapshot["live"]:
@@ -53,7 +53,9 @@ def plain(snapshot: dict[str, Any], address: str) -> str:
     return " · ".join(parts)
 
 
-def waiting(address: str) -> str:
+def waiting(snapshot: dict[str, Any], address: str) -> str:
+    if snapshot["robot"]:
+        return f"robot {snapshot['robot']} is there, its controller is not heard yet: waiting"
     return f"no run at {address} yet: waiting; start one with `launch.py run`"
 
 
@@ -160,7 +162,9 @@ def _times(snapshot: dict[str, Any]) -> Table:
     for _ in range(3):
         grid.add_column(justify="right", no_wrap=True)
     grid.add_row(Text("ms", style="dim"), *(Text(heading, style="dim") for heading in ("p50", "p99", "max")))
-    for label, key in (("lateness", "lateness_ms"), ("cycle", "cycle_ms"), ("encode", "encode_ms")):
+    controller = snapshot["processes"].get("controller")
+    lateness = f"lateness, {controller['scheduling']}" if controller and controller["scheduling"] else "lateness"
+    for label, key in ((lateness, "lateness_ms"), ("cycle", "cycle_ms"), ("encode", "encode_ms")):
         grid.add_row(label, *(shown(snapshot[key].get(column), 2) for column in ("p50", "p99", "max")))
     return grid
 
@@ -197,10 +201,8 @@ def _processes(snapshot: dict[str, Any]) -> list[Text]:
             if snapshot["live"]:
                 parts.append(f"{name} not found here")
             continue
-        grown = process["rss_mb"] - process["first_rss_mb"]
-        rate = f", {process['scheduling']}" if process["scheduling"].startswith("SCHED") else ""
-        parts.append(f"{name} {process['rss_mb']:.0f} MB ({grown:+.1f}{rate})")
-    return [_line(("memory ", "dim"), ("  ".join(parts), ""))] if parts else []
+        parts.append(f"{name} {process['rss_mb']:.0f} ({process['rss_mb'] - process['first_rss_mb']:+.1f})")
+    return [_line(("memory MB  ", "dim"), ("  ".join(parts), ""))] if parts else []
 
 
 def _events(snapshot: dict[str, Any]) -> list[Text]:

@@ -113,9 +113,9 @@ class Watch:
             if not self._cycles.socket.poll(0):
                 break
             if (cycle := self._cycles.poll()) is not None:
-                self._add(cycle, now_ns)
+                self.hear(cycle, now_ns)
 
-    def _add(self, cycle: Cycle, now_ns: int) -> None:
+    def hear(self, cycle: Cycle, now_ns: int) -> None:
         run = self._run
         if run is None or cycle.seq <= run.last.seq or cycle.stamp_ns < run.last.stamp_ns:
             run = self._run = _Run(cycle, now_ns)

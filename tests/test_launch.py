@@ -26,7 +26,7 @@ def launch(*words, timeout=60, **environment):
 
 
 COMMANDS = (
-    *("run", "robot", "encoder", "control", "say", "status", "stop", "resume", "check"),
+    *("run", "robot", "encoder", "control", "say", "status", "stop", "resume", "top", "check"),
     *("record", "export", "train", "eval", "profile"),
 )
 
