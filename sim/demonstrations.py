@@ -31,6 +31,7 @@ OBJECTS = (*COLOURS, "bin")
 _FRAMES_A_SECOND = 3.0
 _EPISODE_S = 8.0
 _POOL = 1536  # frames that are mixed before batches are drawn from them
+_SERVES = 2  # times on average that a frame is drawn
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -225,8 +226,14 @@ def _mixed(
     waiting: list[Look] = []
     for count, look in enumerate(stream):
         waiting.append(look)
-        if len(waiting) >= min(pool, 8 * frames + count // 2) + frames:
-            yield [waiting.pop(int(rng.integers(len(waiting)))) for _ in range(frames)], waiting
+        while len(waiting) >= min(pool, 8 * frames + count // 2) + frames:
+            yield [_taken(rng, waiting) for _ in range(frames)], waiting
+
+
+def _taken(rng: np.random.Generator, waiting: list[Look]) -> Look:
+    """One of them. Each serves `_SERVES` times, under other tasks: to render it took longer than to learn from it."""
+    index = int(rng.integers(len(waiting)))
+    return waiting.pop(index) if rng.random() < 1 / _SERVES else waiting[index]
 
 
 def batch_of(

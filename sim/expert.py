@@ -84,15 +84,15 @@ def _smoothstep(x: np.ndarray, low: float, high: float) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
-def _aligning(roll: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where to turn to for fingers against two faces of a square that `wanted` fits, and how far they are from it.
+def _aligning(roll: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where to turn to for fingers against two faces of a square that `wanted` fits.
 
     As slow half-way between two faces as near one: the choice between them is no jump, and any doubt makes it.
     """
     off = (wanted - roll + np.pi / 4) % (np.pi / 2) - np.pi / 4
     turns = np.trunc((roll + off) / _ROLL_MAX)
     aim = roll + _ALIGN * np.sin(4 * off)
-    return np.where(turns == 0, aim, roll + off - np.pi / 2 * turns), np.abs(off)
+    return np.where(turns == 0, aim, roll + off - np.pi / 2 * turns)
 
 
 def held(q: np.ndarray, blocks: np.ndarray) -> np.ndarray:
@@ -131,16 +131,18 @@ def _touch(now: Situation, tip: np.ndarray) -> Goal:
 
 
 def _grip(now: Situation, tip: np.ndarray) -> Goal:
-    """To the block with open fingers, around it, and closed."""
+    """To the block with open fingers, around it, and closed; turned to its faces as far as it has turned by then.
+
+    The fingers open 2 cm wider than a block is from edge to edge, so they need not be turned to close around it. A law
+    that waited above it until they were froze every policy there that could not yet read the turn of a block.
+    """
     block, opening = now.block, now.q[:, 6]
     low = np.maximum(block[:, 2] + GRASP, 0.010)
     distance = np.hypot(*(block[:, :2] - tip[:, :2]).T)
-    roll, crooked = _aligning(now.q[:, 5], np.arctan2(tip[:, 1], tip[:, 0]) - block[:, 3])
+    roll = _aligning(now.q[:, 5], np.arctan2(tip[:, 1], tip[:, 0]) - block[:, 3])
     closing = opening < 0.068
     around = np.where(closing, distance < 0.020, distance < 0.014) & (tip[:, 2] < low + 0.014) & (opening > 0.036)
-    around &= crooked < 0.55
-    # Open and turned before the fingers are down: else one of them lands on the block.
-    unready = np.maximum(1 - _smoothstep(opening, 0.062, 0.074), _smoothstep(crooked, 0.25, 0.55))
+    unready = 1 - _smoothstep(opening, 0.062, 0.074)  # open before the fingers are down: else one lands on the block
     bottom = np.where(around, low, low + unready * np.clip(block[:, 2] + HALF + 0.02 - low, 0.0, None))
     goal = _over(tip, block[:, :2], bottom, TRAVEL_HEIGHT, 0.010, 0.065)
     return Goal(goal, roll, np.where(around, SQUEEZE, OPEN))

@@ -33,7 +33,7 @@ from vla.training.dataset import Batch, Rehearsal
 
 MIN_STD = 1e-3
 MIN_VALUE_STD = 0.01
-FACTS_WEIGHT = 3.0
+FACTS_WEIGHT = 6.0
 LENGTH_UNIT, CM = "_m", 100.0  # facts whose name ends so are lengths in metres
 SMOOTH = 0.1  # where the smooth L1 losses of perception turn quadratic
 
