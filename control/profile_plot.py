@@ -96,7 +96,7 @@ def _timeline(axes: Any, profile: dict[str, Any], samples: Samples) -> None:
     oldest, hold = float(np.nanmax(ages, initial=0.0)), profile["freshness_ms"]["hold_after"]
     top = max(1.4 * hold, min(1.4 * oldest, _MOST_HOLDS * hold))
     if oldest > top:  # minutes of STOP must not flatten the rest
-        axes.text(0.5, 0.97, f"cut here: up to {oldest:,.0f} ms", transform=axes.transAxes, ha="center", va="top")
+        axes.text(0.005, 0.97, f"cut here: up to {oldest:,.0f} ms", transform=axes.transAxes, va="top", fontsize=9)
     for rung, colour in _RUNGS.items():
         value = profile["freshness_ms"][rung]
         if value < top:
@@ -108,7 +108,7 @@ def _timeline(axes: Any, profile: dict[str, Any], samples: Samples) -> None:
         axes.annotate(label, **place, xytext=(-4, below), color=colour, fontsize=9, ha="right", va="center", bbox=box)
     _shade_modes(axes, cycles, at_s)
     axes.set(xlim=(at_s[0], max(at_s[-1], at_s[0] + 0.1)), ylim=(0, top), xlabel="s", ylabel="feature age, ms")
-    axes.legend(loc="upper left", fontsize=8, ncols=6, framealpha=0.9)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=8, ncols=14, frameon=False, columnspacing=1.2)
 
 
 def _shade_modes(axes: Any, cycles: list[Cycle], at_s: np.ndarray) -> None:

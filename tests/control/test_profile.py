@@ -146,6 +146,8 @@ def test_a_figure_of_known_numbers():
     assert row["count"] == 1001 and sum(row["histogram"]["counts"]) == 1001
     assert len(row["histogram"]["edges"]) == len(row["histogram"]["counts"]) + 1
     assert sum(spread([0.3, 0.1 + 0.2])["histogram"]["counts"]) == 2, "two numbers that differ in the last bit"
+    edges = spread([5.0, 5.0])["histogram"]["edges"]
+    assert (np.diff(edges) > 0).all(), "bins of no width cannot be drawn"
     assert spread([]) == {}
 
 
