@@ -76,6 +76,10 @@ def run(
             "--random-weights", help="The backbone's geometry without its weights, for latency work; moves nothing."
         ),
     ] = False,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.mcap", help="Keep everything in a recording. If that fails, the robot goes on."),
+    ] = None,
     report: ReportOption = None,
 ) -> None:
     """Start robot, encoder and controller, watch them, and end them in order on Ctrl-C or SIGTERM."""
@@ -84,9 +88,10 @@ def run(
     from control.discovery import REMOTE
     from control.environment import environment
     from control.host import stop_on_signals
+    from control.recorder import check_new
     from control.report import RunFigures, check_writable, write_report
     from control.script import Script
-    from control.supervisor import Supervisor
+    from control.supervisor import RECORDER, Supervisor
 
     if say and episodes:
         raise typer.BadParameter("--say and --episodes exclude each other")
@@ -100,6 +105,8 @@ def run(
     settings = load(config, overrides)
     _check_policy(settings)
     check_writable(report)
+    if record:
+        check_new(record)
     where = environment()
     texts = [say] if say else []
     if episodes:
@@ -117,6 +124,9 @@ def run(
         for name, subcommand in names
         if not (name == "robot" and settings.robot.name == REMOTE) and not (name == "encoder" and settings.bus.encoder)
     ]
+    if record:
+        words = ["--live", "--out", str(record), *arguments]
+        children.insert(0, Child(RECORDER, python_command(Path(__file__).resolve(), "record", words), is_vital=False))
     figures = RunFigures(1000 / settings.control.rate_hz, settings.view_period_ms, started_ns)
     console = RunConsole()
     script = Script(bus, texts, episode_s if episodes else float("inf"))

@@ -20,14 +20,19 @@ _LAST_LINES_S = 0.1  # for the lines of a process that has ended
 
 @dataclass(slots=True)
 class Child:
-    """One subprocess in a process group of its own, so that Ctrl-C in the terminal reaches only the supervisor."""
+    """One subprocess in a process group of its own, so that Ctrl-C in the terminal reaches only the supervisor.
+
+    A run goes on without a child that is not `is_vital`: one that only listens.
+    """
 
     name: str
     command: Sequence[str]
+    is_vital: bool = True
     process: subprocess.Popen[str] = field(init=False)
     forwarder: threading.Thread = field(init=False)
     started_s: float = 0.0
     rss_mb: list[float] = field(default_factory=list)  # first, newest, largest
+    last_line: str = ""  # of its output
 
     def start(self, show: Callable[[str], None]) -> None:
         self.started_s = time.monotonic()
@@ -46,14 +51,22 @@ class Child:
     def _forward(self, process: subprocess.Popen[str], show: Callable[[str], None]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
+            self.last_line = line.strip() or self.last_line
             show(f"{self.name:>10} | {line.rstrip()}")
 
     def is_running(self) -> bool:
         process = getattr(self, "process", None)  # unset until the first start
         return process is not None and process.poll() is None
 
-    def end(self, patience_s: float) -> None:
-        """SIGTERM, then SIGKILL to the whole group; its last lines are shown."""
+    def how_it_ended(self) -> str:
+        """In words, for the message about a process that has ended."""
+        code = self.process.returncode
+        if code is None:
+            return "does not end"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+    def end(self, patience_s: float, last_lines_s: float = _LAST_LINES_S) -> None:
+        """SIGTERM, then SIGKILL to the whole group; its last lines are shown if they come within `last_lines_s`."""
         if not hasattr(self, "process"):
             return
         if self.is_running():
@@ -63,7 +76,7 @@ class Child:
             except subprocess.TimeoutExpired:
                 log.warning("%s did not end within %g s: killed", self.name, patience_s)
                 self._kill_group()
-        self.forwarder.join(_LAST_LINES_S)
+        self.forwarder.join(last_lines_s)
 
     def _kill_group(self) -> None:
         try:

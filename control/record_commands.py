@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,7 @@ import typer
 from control.commands import process
 
 app = typer.Typer()
+_NICENESS = 5  # a recorder gives way to the processes that move the robot
 
 
 @app.command(rich_help_panel="Learn")
@@ -52,7 +54,7 @@ def record_the_run(
     set_: list[str] | None,
     parent: int,
 ) -> None:
-    """The run that goes on, into one file, until a signal or for `seconds`."""
+    """The run that goes on, into one file, until a signal or for `seconds`. Part of a run where there is a `parent`."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -60,6 +62,8 @@ def record_the_run(
     from control.recording_images import ImageCodec
 
     settings, stopped = process("recorder", config, set_, parent)
+    if parent:
+        os.nice(_NICENESS)
     with Console(stderr=True).status("") as shown:
         line = record_live(
             settings,
@@ -67,6 +71,7 @@ def record_the_run(
             seconds,
             stopped,
             images=ImageCodec(images, quality),
+            waits_for_robot=bool(parent),
             show=lambda text: shown.update(escape(text)),
         )
     typer.echo(line)

@@ -7,6 +7,8 @@ at the end. Images are compressed here and nowhere else.
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from control.config import Config
 from control.errors import ConfigError, NotRunning, RecordingError
 from control.messages import Cycle, Features, Frames, Instruction, RobotSpec
 from control.recording import RecordingWriter
-from control.recording_format import LogLine
+from control.recording_format import LogLine, require
 from control.recording_images import ImageCodec
 
 _PATIENCE_S = 10.0  # for the robot to announce itself
@@ -38,18 +40,19 @@ def record_live(
     stopped: Callable[[], bool],
     *,
     images: ImageCodec | None = None,
+    waits_for_robot: bool = False,
     show: Callable[[str], None] = lambda line: None,
 ) -> str:
     """Until `stopped()` or for `seconds`; the figures of the recording in one line. `show` gets it four times a second.
 
-    Raises NotRunning when no robot announces itself, ConfigError when `out` exists or cannot be made, RecordingError
-    when the disk is full or another robot takes the bus; what was recorded until then stays readable.
+    Raises NotRunning when no robot announces itself, unless it `waits_for_robot` however long that takes; ConfigError
+    when `out` exists or cannot be made, RecordingError when the disk is full or another robot takes the bus; what was
+    recorded until then stays readable.
     """
-    if out.exists():
-        raise ConfigError(f"recording {out} exists already; name another file, or remove it first")
+    check_new(out)
     listener = _Listener(settings.bus.build())
     try:
-        spec = listener.wait_for_robot(stopped, show)
+        spec = listener.wait_for_robot(stopped, show, math.inf if waits_for_robot else _PATIENCE_S)
         if spec is None:
             return "stopped before a robot announced itself: nothing recorded"
         with RecordingWriter(out, spec, images=images) as writer:
@@ -58,6 +61,17 @@ def record_live(
             return listener.line(writer)
     finally:
         listener.close()
+
+
+def check_new(out: Path) -> None:
+    """Before a run starts: that a recording can begin here. Raises ConfigError."""
+    if out.exists():
+        raise ConfigError(f"recording {out} exists already; name another file, or remove it first")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        why = "you may not write there" if out.parent.is_dir() else "there is no such folder"
+        raise ConfigError(f"recording {out} cannot be made: {why}")
+    for module in ("mcap.writer", "PIL.Image"):
+        require(module)
 
 
 class _Listener:
@@ -75,16 +89,18 @@ class _Listener:
         self._mode = ""
         self._began_ns = self._heard_ns = time.monotonic_ns()
 
-    def wait_for_robot(self, stopped: Callable[[], bool], show: Callable[[str], None]) -> RobotSpec | None:
+    def wait_for_robot(
+        self, stopped: Callable[[], bool], show: Callable[[str], None], patience_s: float
+    ) -> RobotSpec | None:
         show("waiting for a robot")
-        gives_up_s = time.monotonic() + _PATIENCE_S
+        gives_up_s = time.monotonic() + patience_s
         while not stopped():
             self._spec = self._robot.poll(_POLL_MS)
             if self._spec is not None:
                 return self._spec
             if time.monotonic() > gives_up_s:
                 why = f"; refused a message: {self._robot.last_error}" if self._robot.last_error else ""
-                raise NotRunning(f"no robot on this bus for {_PATIENCE_S:g} s: start one with `launch.py run`{why}")
+                raise NotRunning(f"no robot on this bus for {patience_s:g} s: start one with `launch.py run`{why}")
         return None
 
     def record(
@@ -104,14 +120,14 @@ class _Listener:
             if seconds is not None and now_ns - self._began_ns >= seconds * NS_PER_S:
                 return
             self._expect_same_robot()
-            for topic, inbox in self._inboxes.items():
-                self._drain(topic, inbox, writer)
+            self._drain_all(writer)
             if now_ns - flushed_ns >= NS_PER_S:
                 writer.flush()
                 flushed_ns = now_ns
             if now_ns - shown_ns >= NS_PER_S // 4:
                 show(self.line(writer))
                 shown_ns = now_ns
+        self._drain_all(writer)  # the last that was said before the end
 
     def line(self, writer: RecordingWriter) -> str:
         """Seconds, bytes, what was recorded, and what was not."""
@@ -137,6 +153,10 @@ class _Listener:
                 f"robot '{spec.name}' has taken the place of '{self._spec.name}', or changed: one recording holds one"
                 " robot; what was recorded before is whole, start another recording"
             )
+
+    def _drain_all(self, writer: RecordingWriter) -> None:
+        for topic, inbox in self._inboxes.items():
+            self._drain(topic, inbox, writer)
 
     def _drain(self, topic: str, inbox: Subscriber, writer: RecordingWriter) -> None:
         for _ in range(_MOST_IN_A_ROW):

@@ -199,5 +199,8 @@ def summary(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"tasks done: {report['episodes_done']} of {report['episodes_judged']}, judged by the robot itself"
         )
+    if recording := report.get("recording"):
+        early = "" if recording["is_whole"] else f"ended early ({recording['ended']}): "
+        lines.append(f"recording {early}{recording['said'] or 'its file can be read up to its last whole second'}")
     lines += [f"{count} cycles not in RUN: {reason}" for reason, count in report["reasons"].items()]
     return lines

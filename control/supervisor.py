@@ -2,12 +2,11 @@
 
 Knows processes and the operator's commands; refuses to know robots, models and torch. The robot is always held first:
 the controller is told to stop before anything is ended, and the robot host, which holds by its watchdog anyway, is
-ended last.
+ended last. Children that only listen, like the recorder, may die at any time: that is told, and the run goes on.
 """
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -21,14 +20,17 @@ from control.messages import Mode
 from control.report import RunFigures
 from control.script import Script
 
+RECORDER = "recorder"
 EXIT_DONE, EXIT_NOT_POSSIBLE, EXIT_USAGE, EXIT_STOPPED, EXIT_DIED = 0, 1, 2, 3, 4
+_LAST_LINES_S = 0.5  # for what a child that only listens has said about its end
 _STATUS_PERIOD_S = {True: 0.25, False: 5.0}  # on a terminal, and in a log
 _ANSWER_S, _CONTROLLER_S, _ROBOT_S, _ENCODER_S = 0.4, 1.2, 1.5, 0.8  # with the status 0.4 s more: 4.3 s
+_LISTENERS_S = 5.0  # then the robot is long held, and a recording is worth the wait for its index
 _STABLE_S = 30.0  # an encoder that ran this long starts again with the shortest pause
 
 
 class Supervisor:
-    """One run. `children` are robot, encoder and controller; a remote robot host is simply not among them."""
+    """One run. `children` are robot, encoder and controller, where they are not remote, and those that only listen."""
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class Supervisor:
         self.encoder_restarts = self._restarts_in_a_row = 0
         self._pause_s = restart_backoff_s
         self._restart_at_s: float | None = None
+        self._ended_early: set[str] = set()  # of those that only listen
         self._mode: Mode | None = None
         self._client = CommandClient(bus)
         self._status: dict[str, Any] = {}  # the controller's own, asked once a second
@@ -117,10 +120,14 @@ class Supervisor:
     def _check_children(self) -> int | None:
         """The exit code once something died for good; a dead encoder is started again after a growing pause."""
         for child in self._children.values():
-            if child.is_running():
+            if child.is_running() or child.name in self._ended_early:
                 continue
-            code = child.process.returncode
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            code, how = child.process.returncode, child.how_it_ended()
+            if not child.is_vital:
+                self._ended_early.add(child.name)
+                child.forwarder.join(_LAST_LINES_S)
+                self._show(f"       run | {child.name} {how}: the run goes on without it")
+                continue
             if code == EXIT_USAGE and not self.figures.has_run:
                 self._show(f"       run | {child.name} {how}: nothing to restart, see its message above")
                 return EXIT_USAGE
@@ -160,6 +167,7 @@ class Supervisor:
             parts.append(f"“{text}”{' (done)' if self._status.get('task_done') else ''}")
         if self.encoder_restarts:
             parts.append(f"encoder restarts {self.encoder_restarts}")
+        parts += [f"no {name} any more" for name in sorted(self._ended_early)]
         return " · ".join(parts)
 
     def result(self) -> dict[str, Any]:
@@ -174,8 +182,17 @@ class Supervisor:
             "episodes_done": sum(bool(episode.done) for episode in judged),
             "episodes_judged": len(judged),
             "scheduling": self._status.get("scheduling"),
+            "recording": self._recording(),
             "rss_mb": self.memory_mb(),
         }
+
+    def _recording(self) -> dict[str, Any] | None:
+        """What became of the recording, once the run has ended; None where none was wanted."""
+        recorder = self._children.get(RECORDER)
+        if recorder is None:
+            return None
+        is_whole = recorder.process.returncode == 0 and RECORDER not in self._ended_early
+        return {"is_whole": is_whole, "ended": recorder.how_it_ended(), "said": recorder.last_line}
 
     def _ask_status(self) -> None:
         try:
@@ -191,7 +208,9 @@ class Supervisor:
         }
 
     def _end_in_order(self) -> None:
-        """Hold the robot, then end controller, encoder and robot host; whatever is left after that is killed."""
+        """Hold the robot, then end controller, encoder and robot host, and last the children that only listen, which
+        have then heard everything; whatever is left after that is killed.
+        """
         controller = self._children.get("controller")
         if controller is not None and controller.is_running():
             try:
@@ -200,9 +219,19 @@ class Supervisor:
                 self._show(
                     f"       run | the controller did not answer `stop` ({error}); the robot's watchdog holds it"
                 )
-        encoder = self._children.get("encoder")
-        if encoder is not None and encoder.is_running():
-            encoder.process.terminate()
-        for name, patience_s in (("controller", _CONTROLLER_S), ("robot", _ROBOT_S), ("encoder", _ENCODER_S)):
+        self._terminate("encoder")
+        listeners = [child.name for child in self._children.values() if not child.is_vital]
+        for name, patience_s in (("controller", _CONTROLLER_S), ("robot", _ROBOT_S)):
             if name in self._children:
                 self._children[name].end(patience_s)
+        self._terminate(*listeners)
+        if "encoder" in self._children:
+            self._children["encoder"].end(_ENCODER_S)
+        for name in listeners:
+            self._children[name].end(_LISTENERS_S, _LAST_LINES_S)
+
+    def _terminate(self, *names: str) -> None:
+        for name in names:
+            child = self._children.get(name)
+            if child is not None and child.is_running():
+                child.process.terminate()

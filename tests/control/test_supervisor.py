@@ -9,9 +9,9 @@ from control import supervisor
 from control.bus import Publisher
 from control.child import Child
 from control.errors import BusError
-from control.report import RunFigures
+from control.report import RunFigures, summary
 from control.script import Script
-from control.supervisor import EXIT_DIED, EXIT_DONE, EXIT_NOT_POSSIBLE, EXIT_USAGE, Supervisor
+from control.supervisor import EXIT_DIED, EXIT_DONE, EXIT_NOT_POSSIBLE, EXIT_USAGE, RECORDER, Supervisor
 
 FOREVER = "import time\nwhile True: time.sleep(0.05)"
 DEAF = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\n" + FOREVER
@@ -22,7 +22,10 @@ class Stage:
         self.bus, self.lines = bus, []
 
     def supervise(self, texts=(), start_timeout_s=60.0, **programs):
-        self.children = {name: Child(name, [sys.executable, "-c", code]) for name, code in programs.items()}
+        self.children = {
+            name: Child(name, [sys.executable, "-c", code], is_vital=name != RECORDER)
+            for name, code in programs.items()
+        }
         return Supervisor(
             self.bus,
             list(self.children.values()),
@@ -97,3 +100,63 @@ def test_a_run_beside_a_process_that_holds_its_topics_is_refused_before_anything
         supervised.run(lambda: False, None)
     assert stage.none_left()
     holder.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        ("print('error: the disk is full')\nraise SystemExit(1)", "ended with code 1"),
+        ("raise SystemExit(2)", "ended with code 2"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "was killed by SIGKILL"),
+    ],
+)
+def test_the_end_of_a_recorder_is_told_once_and_the_run_goes_on(stage, code, how):
+    supervised = stage.supervise(robot=FOREVER, recorder=code)
+    told_s: list[float] = []
+
+    def stopped():
+        if not told_s and any(how in line for line in stage.lines):
+            told_s.append(time.monotonic())
+        return bool(told_s) and time.monotonic() - told_s[0] > 0.5
+
+    assert supervised.run(stopped, None) == EXIT_DONE
+    assert sum("the run goes on without it" in line for line in stage.lines) == 1
+    assert f"       run | recorder {how}: the run goes on without it" in stage.lines
+    result = supervised.result()
+    said = "error: the disk is full" if "print" in code else ""
+    assert result["recording"] == {"is_whole": False, "ended": how, "said": said}
+    assert any(how in line for line in summary(result)) and stage.none_left()
+
+
+LISTENER = """
+import signal, sys, time
+stopped = []
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+print("listening", flush=True)
+while not stopped: time.sleep(0.01)
+print("a.mcap: 12.0 s")
+"""
+
+
+def test_a_recorder_ends_after_the_robot_so_that_it_hears_everything(stage):
+    supervised = stage.supervise(robot=LISTENER.replace("a.mcap", "robot"), recorder=LISTENER)
+    assert supervised.run(lambda: sum("listening" in line for line in stage.lines) == 2, None) == EXIT_DONE
+    assert stage.lines[-2:] == ["     robot | robot: 12.0 s", "  recorder | a.mcap: 12.0 s"]
+    result = supervised.result()
+    assert result["recording"] == {"is_whole": True, "ended": "ended with code 0", "said": "a.mcap: 12.0 s"}
+    assert "recording a.mcap: 12.0 s" in summary(result)
+
+
+def test_a_recorder_that_hangs_is_killed_after_all_others(stage):
+    supervised = stage.supervise(robot=DEAF, encoder=DEAF, controller=DEAF, recorder=DEAF)
+    assert supervised.run(lambda: len(stage.lines) >= 4, None) == EXIT_DONE
+    assert stage.none_left()
+    result = supervised.result()
+    assert result["recording"]["ended"] == "was killed by SIGKILL"
+    assert "recording ended early (was killed by SIGKILL)" in "\n".join(summary(result))
+
+
+def test_a_run_without_a_recorder_reports_none(stage):
+    supervised = stage.supervise(robot=FOREVER)
+    supervised.run(lambda: bool(supervised.status_line()), None)
+    assert supervised.result()["recording"] is None
