@@ -80,6 +80,7 @@ def run(
         Path | None,
         typer.Option(metavar="FILE.mcap", help="Keep everything in a recording. If that fails, the robot goes on."),
     ] = None,
+    page: Annotated[bool, typer.Option(help="Serve the run on a page for a browser; see `page` in the config.")] = True,
     report: ReportOption = None,
 ) -> None:
     """Start robot, encoder and controller, watch them, and end them in order on Ctrl-C or SIGTERM."""
@@ -88,6 +89,7 @@ def run(
     from control.discovery import REMOTE
     from control.environment import environment
     from control.host import stop_on_signals
+    from control.page_commands import find_missing
     from control.recorder import check_new
     from control.report import RunFigures, check_writable, write_report
     from control.script import Script
@@ -127,8 +129,13 @@ def run(
     if record:
         words = ["--live", "--out", str(record), *arguments]
         children.insert(0, Child(RECORDER, python_command(Path(__file__).resolve(), "record", words), is_vital=False))
+    missing = find_missing() if page else ""
+    if page and not missing:
+        children.append(Child("page", python_command(Path(__file__).resolve(), "page", arguments), is_vital=False))
     figures = RunFigures(1000 / settings.control.rate_hz, settings.view_period_ms, started_ns)
     console = RunConsole()
+    if missing:
+        console.line(f"       run | no page: {missing}")
     script = Script(bus, texts, episode_s if episodes else float("inf"))
     supervisor = Supervisor(
         bus,

@@ -32,7 +32,7 @@ class Run:
         self.folder = Path(tempfile.mkdtemp(prefix="saccade-run-"))
         self.address = address or f"ipc://{self.folder}/bus"
         self.report = self.folder / "report.json"
-        words = ["run", "--set", f"bus.address={self.address}", "--report", str(self.report), *arguments]
+        words = ["run", "--no-page", "--set", f"bus.address={self.address}", "--report", str(self.report), *arguments]
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "launch.py"), *words],
             stdout=subprocess.PIPE,
