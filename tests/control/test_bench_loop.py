@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -145,7 +146,10 @@ def test_a_killed_bench_leaves_no_busy_process(tmp_path):
     bench.wait()
     while workers_of(bench.pid) and time.monotonic() < ends:
         threading.Event().wait(0.05)
-    assert not workers_of(bench.pid)
+    left = workers_of(bench.pid)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
 
 
 def test_a_worker_that_dies_ends_the_measurement_with_its_name(monkeypatch):
