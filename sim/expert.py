@@ -27,6 +27,8 @@ GRASP = -0.010  # m, of the tip against the centre of the block that it grips
 NARROW, OPEN, SQUEEZE, PUSHER = 0.008, 0.080, 0.020, 0.028  # m, openings: one narrow tip, wide, on a block, two points
 HELD_OPENING = 0.058  # m: a block between the fingers, gripped
 BEHIND = 0.050  # m, from the tip to the centre of the block that it is about to push
+LEFT_BELOW = 0.045  # m, from a block that was let go to the fingers, before they move sideways
+CLEAR = 0.068  # m, between the centres of two blocks that do not touch, however they are turned
 PUSH_LIMIT = 0.30  # m, of the block's y: there the push ends
 _ARM_RAD_S, _ROLL_RAD_S, _GRIPPER_M_S = 1.2, 1.8, 0.16
 PUSH_AHEAD = 0.035  # m, how far beyond itself the pushing tip aims
@@ -101,11 +103,11 @@ def held(q: np.ndarray, blocks: np.ndarray) -> np.ndarray:
     return np.where(closed, _between(q, blocks), -1)
 
 
-def _between(q: np.ndarray, blocks: np.ndarray) -> np.ndarray:
-    """Which block lies between the fingers, gripped or not, (N,): -1 for none."""
+def _between(q: np.ndarray, blocks: np.ndarray, below: float = 0.022) -> np.ndarray:
+    """Which block lies between the fingers, gripped or not, or up to `below` m under there, (N,): -1 for none."""
     tip = tip_position(q)
     offset = blocks[:, :, :3] - (tip[:, None] - (0.0, 0.0, GRASP))
-    inside = (np.hypot(offset[..., 0], offset[..., 1]) < 0.024) & (np.abs(offset[..., 2]) < 0.022)
+    inside = (np.hypot(offset[..., 0], offset[..., 1]) < 0.024) & (offset[..., 2] < 0.022) & (offset[..., 2] > -below)
     return np.where(inside.any(axis=1), inside.argmax(axis=1), -1)
 
 
@@ -215,16 +217,25 @@ def _push(now: Situation, tip: np.ndarray, side: int) -> Goal:
 
 
 def _put_down(now: Situation, tip: np.ndarray, index: np.ndarray) -> Goal:
-    """What was gripped for another task: straight down onto whatever lies below, and let go."""
+    """What was gripped for another task: straight down onto whatever lies below, and let go.
+
+    Not half onto another block, from which it would fall into the way: first aside, away from those that are too near.
+    """
     block = now.blocks[np.arange(len(tip)), index]
     others = now.blocks[:, :, :3].copy()
     others[np.arange(len(tip)), index] = 9.0
-    under = np.hypot(others[..., 0] - block[:, None, 0], others[..., 1] - block[:, None, 1]) < 0.05
-    support = np.where(under, others[..., 2] + HALF, 0.0).max(axis=1)
+    apart = block[:, None, :2] - others[..., :2]
+    distance = np.hypot(apart[..., 0], apart[..., 1])
+    support = np.where(distance < 0.05, others[..., 2] + HALF, 0.0).max(axis=1)
     over_bin = (np.abs(block[:, :2] - BIN_CENTRE) < BIN_SIZE / 2 + 0.03).all(axis=1)
     low = np.maximum(support, np.where(over_bin, 0.05, 0.0)) + HALF + GRASP + 0.003
-    goal = np.concatenate([tip[:, :2], low[:, None]], axis=1)
-    return Goal(goal, now.q[:, 5], np.where(tip[:, 2] < low + 0.010, OPEN, SQUEEZE))
+    near = np.where(distance < CLEAR, 1.0, 0.0) / np.maximum(distance, 1e-6)
+    crowded = (near.sum(axis=1) > 0) & (distance.min(axis=1) > 0.02) & ~over_bin
+    away = (apart * (near * (CLEAR + 0.01 - distance))[..., None]).sum(axis=1)
+    aside = np.concatenate([tip[:, :2] + away, np.maximum(tip[:, 2:], low[:, None] + 0.012)], axis=1)
+    down = np.concatenate([tip[:, :2], low[:, None]], axis=1)
+    lets_go = ~crowded & (tip[:, 2] < low + 0.010)
+    return Goal(np.where(crowded[:, None], aside, down), now.q[:, 5], np.where(lets_go, OPEN, SQUEEZE))
 
 
 def _leave(now: Situation, tip: np.ndarray) -> Goal:
@@ -258,7 +269,7 @@ def goal(now: Situation) -> Goal:
     rows = np.flatnonzero((gripped >= 0) & ~(grips & (gripped == now.first)))
     if len(rows):
         _fill(out, rows, _put_down(now.only(rows), tip[rows], gripped[rows]))
-    open_around = (_between(now.q, now.blocks) >= 0) & (now.q[:, 6] >= HELD_OPENING)
+    open_around = (_between(now.q, now.blocks, LEFT_BELOW) >= 0) & (now.q[:, 6] >= HELD_OPENING)
     rows = np.flatnonzero(open_around & ~grips)
     if len(rows):
         _fill(out, rows, _leave(now.only(rows), tip[rows]))

@@ -84,8 +84,9 @@ class TrainedHead(nn.Module):
         self.residual: torch.Tensor
         self.value_mean: torch.Tensor
         self.value_std: torch.Tensor
-        self.register_buffer("value_mean", torch.zeros(len(readout)))
-        self.register_buffer("value_std", torch.ones(len(readout)))
+        if readout:
+            self.register_buffer("value_mean", torch.zeros(len(readout)))
+            self.register_buffer("value_std", torch.ones(len(readout)))
         self.register_buffer("state_mean", torch.zeros(states))
         self.register_buffer("state_std", torch.ones(states))
         self.register_buffer("step_mean", torch.zeros(horizon, actions))  # of the displacement
