@@ -19,8 +19,8 @@ from control.commands import app as control_commands
 from control.page_commands import app as page_command
 from control.profile_commands import app as profile_command
 from control.record_commands import app as export_command
-from control.top_commands import app as top_command
 from control.replay_commands import replay_app
+from control.top_commands import app as top_command
 from sim.record_commands import app as record_command
 from vla.bench_commands import bench
 from vla.commands import adapted, check_encoder, encoder_options
