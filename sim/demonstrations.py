@@ -20,6 +20,7 @@ import numpy as np
 from control.clock import FakeClock
 from sim import expert, facts, kinematics, tasks
 from sim.options import seed_number
+from sim.phrasing import varied
 from sim.rehearsal import Rehearsal, Track, rehearse
 from sim.scene import BIN_CENTRE, CAMERAS, COLOURS
 from sim.tabletop import TabletopRobot
@@ -274,7 +275,7 @@ def batch_of(
     return Batch(
         images={name: np.stack([look.images[name] for look in chosen]) for name in cameras},
         image_index=np.array([i for i, _, _ in samples]),
-        instructions=[tasks.sample_wording(rng, task, split) for _, _, task in samples],
+        instructions=[_said(rng, task, split) for _, _, task in samples],
         states=acting_states.reshape(len(samples), acting, 7).astype(np.float32),
         feature_age_ms=np.array(ages, dtype=np.float32),
         targets=chunks.reshape(len(samples), acting, horizon, 7).astype(np.float32),
@@ -284,6 +285,11 @@ def batch_of(
             facts.of(then),
         ),
     )
+
+
+def _said(rng: np.random.Generator, task: tasks.Task, split: tasks.Split) -> str:
+    text = tasks.sample_wording(rng, task, split)
+    return varied(rng, task, text) if split == "seen" else text
 
 
 def _objects(task: tasks.Task) -> tuple[int, int]:

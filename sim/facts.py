@@ -32,7 +32,8 @@ NAMES = (
 )
 _BIN = np.array([*BIN_CENTRE, expert.RELEASE_HEIGHT])
 _ARM = [JOINTS.index(joint) for joint in _JOINTS]
-_BLUR_M, _BLUR_YAW, _BLUR_HELD = (0.006, 0.006, 0.003), 0.25, 0.15  # the largest standard deviations; yaw in rad
+# The largest standard deviations, yaw in rad; and how much of the kind may be read as another one.
+_BLUR_M, _BLUR_YAW, _BLUR_HELD, _BLUR_KIND = (0.006, 0.006, 0.003), 0.25, 0.15, 0.45
 
 
 def of(now: Situation) -> np.ndarray:
@@ -63,6 +64,9 @@ def blurred(rng: np.random.Generator, now: Situation) -> np.ndarray:
         blocks[index, place, :3] += rng.normal(0.0, 1.0, (count, 3)) * _BLUR_M * amount
         blocks[index, place, 3] += rng.normal(0.0, _BLUR_YAW, count) * amount[:, 0]
     out = of(replace(now, blocks=blocks))
+    doubt = _BLUR_KIND * rng.random(count) * amount[:, 0]
+    out[index, now.kind] -= doubt
+    out[index, (now.kind + rng.integers(1, len(KINDS), count)) % len(KINDS)] += doubt
     out[:, -2:] = of(now)[:, -2:] + rng.normal(0.0, _BLUR_HELD, (count, 2)) * amount
     return out
 
