@@ -4,9 +4,9 @@ A client of the bus like any other, in a process of its own: the loop gives it n
 and closing, reloading, hanging or killing it changes nothing there. Every viewer is fed by a task of its own that drops
 what comes too fast; a viewer that does not read for `_PATIENCE_S` is closed.
 
-Built with aiohttp and a page written by hand. viser, the obvious candidate, was tried (1.1): it has hotkeys, images and
-uPlot, but no token, no check of Host or Origin (any page in the same browser could command the robot), all interfaces
-by default, it takes rich below 15, and it brings 180 MB where this brings 8.
+Built with aiohttp and a page written by hand. The source of viser 1.1, the obvious candidate, was read: it has hotkeys,
+images and uPlot, but no token, no check of Host or Origin (any page in the same browser could command the robot), all
+interfaces by default, it takes rich below 15, and it brings 180 MB.
 """
 
 from __future__ import annotations

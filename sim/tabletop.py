@@ -15,12 +15,14 @@ import numpy as np
 from control.captures import Captures
 from control.clock import NS_PER_MS, NS_PER_S, Clock
 from control.messages import Instruction, RobotSpec
+from control.page_arm import Link
 from sim import kinematics, tasks
 from sim.appearance import Appearance
 from sim.cameras import Cameras
 from sim.evaluated import Evaluated
 from sim.gl import RenderingUnavailable, load_mujoco
 from sim.judging import TaskJudge
+from sim.links import LINKS
 from sim.options import camera_sizes, seed_number
 from sim.placement import place_blocks
 from sim.scene import COLOURS, TIMESTEP_S, table_top_xml
@@ -80,6 +82,11 @@ class TabletopRobot(Evaluated):
     @property
     def spec(self) -> RobotSpec:
         return self._spec
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """See `control.page_arm.HasLinks`."""
+        return LINKS
 
     def connect(self) -> None:
         """Build the scene and open the cameras; raises RenderingUnavailable where there is no OpenGL."""
