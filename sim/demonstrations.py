@@ -208,13 +208,17 @@ def sample_batches(
     """
     rng = np.random.default_rng([seed_number(seed), 0xBA7C])
     stream = source() if source is not None else looks(seed, kinds, **robot_options)  # type: ignore[arg-type]
-    for chosen, waiting in _mixed(rng, stream, frames, pool):
-        batch = batch_of(rng, chosen, per_frame, acting, horizon, max_age_ms, split, kinds)
-        if rehearsed:
-            tracks = [look.track for look in waiting]
-            situations = rehearse(rng, tracks, rehearsed, horizon, max_age_ms, TICK_S, PERIOD_S, kinds)
-            batch = replace(batch, rehearsal=situations)
-        yield batch
+
+    def made() -> Iterator[Batch]:
+        for chosen, waiting in _mixed(rng, stream, frames, pool):
+            batch = batch_of(rng, chosen, per_frame, acting, horizon, max_age_ms, split, kinds)
+            if rehearsed:
+                tracks = [look.track for look in waiting]
+                situations = rehearse(rng, tracks, rehearsed, horizon, max_age_ms, TICK_S, PERIOD_S, kinds)
+                batch = replace(batch, rehearsal=situations)
+            yield batch
+
+    return made()  # what is wrong with the arguments is said at once
 
 
 def _mixed(

@@ -80,6 +80,18 @@ class FlowMatchingHead(TrainedHead):
         return errors.view(DRAWS, len(state)).mean(dim=0)
 
     @torch.no_grad()
+    def predict(
+        self,
+        tokens: torch.Tensor,
+        state: torch.Tensor,
+        age_ms: torch.Tensor,
+        window: torch.Tensor | None = None,
+        start: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, H, A) normalised displacement; the same for the same input. Noise as `start` (B, H, A) draws samples."""
+        return self.predict_of(self.read(tokens), state, age_ms, window, start)
+
+    @torch.no_grad()
     def predict_of(
         self,
         values: torch.Tensor,
@@ -88,7 +100,7 @@ class FlowMatchingHead(TrainedHead):
         window: torch.Tensor | None = None,
         start: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(B, H, A) normalised displacement; the same for the same input. Noise as `start` (B, H, A) draws samples."""
+        """`predict` from what was `read`, (B, R), or is given in its place."""
         context = self.context(values, state, age_ms, window)
         here = (self.start.expand(len(state), -1, -1) if start is None else start).flatten(1)
         for step in range(self.steps):
