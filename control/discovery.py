@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from control.clock import Clock
-from control.errors import RobotError, SaccadeError
+from control.errors import ConfigError, RobotError, SaccadeError
 from control.robot import Robot
 
 GROUP = "saccade.robots"
@@ -35,6 +35,8 @@ def make_robot(name: str, clock: Clock, options: dict[str, Any]) -> Robot:
         )
     try:
         robot = points[0].load()(clock, **options)
+    except ConfigError as error:
+        raise RobotError(f"robot '{name}' does not take these robot.options {options}: {error}") from None
     except SaccadeError:
         raise
     except (ImportError, AttributeError) as error:

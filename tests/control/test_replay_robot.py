@@ -9,7 +9,7 @@ from rig import two_joint_spec
 
 from control.clock import NS_PER_MS, NS_PER_S, FakeClock
 from control.discovery import make_robot
-from control.errors import ConfigError, RobotError, RobotFailure
+from control.errors import RobotError, RobotFailure
 from control.messages import State
 from control.recording import RecordingWriter
 from control.recording_images import ImageCodec
@@ -148,13 +148,13 @@ def flip(file):
 def test_what_is_no_recording_is_refused_by_its_own_reason(tmp_path, spec, damage, message):
     file = record(tmp_path / "a.mcap", spec)
     damage(file)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(RobotError, match=message):
         make_robot("replay", FakeClock(), {"recording": str(file)})
 
 
 def test_a_recording_without_images_is_refused_by_name(tmp_path, spec):
     file = record(tmp_path / "a.mcap", spec, frames_ms=())
-    with pytest.raises(ConfigError, match="holds no frames, which a replay needs; it has 50 state"):
+    with pytest.raises(RobotError, match="holds no frames, which a replay needs; it has 50 state"):
         make_robot("replay", FakeClock(), {"recording": str(file)})
 
 
