@@ -145,11 +145,10 @@ class TrainedHead(nn.Module):
         self, values: torch.Tensor, state: torch.Tensor, age_ms: torch.Tensor, window: torch.Tensor | None
     ) -> torch.Tensor:
         """(B, hidden): all that is known, as every head sees it. ValueError for a window that is not the head's."""
-        parts = [self._normalised(state), (age_ms / AGE_UNIT_MS).unsqueeze(1)]
-        if self.readout is None:
-            parts.append(values)
-        else:
-            parts.append(((values - self.value_mean) / self.value_std).clamp(-CLAMP, CLAMP))
+        known = values if self.readout is None else (values - self.value_mean) / self.value_std
+        parts = [known, self._normalised(state), (age_ms / AGE_UNIT_MS).unsqueeze(1)]
+        if self.readout is not None:
+            parts[0] = known.clamp(-CLAMP, CLAMP)
             columns, places = [list(column) for column in zip(*self._places, strict=True)] or ([], [])
             off = (values[:, columns] - state[:, places]) / self.state_std[places]
             parts += [torch.tanh(off / scale) for scale in SCALES]

@@ -141,8 +141,8 @@ def test_the_trunk_is_told_how_far_a_place_is_from_the_state_of_its_name() -> No
     told = reading.context(values, state, torch.tensor([250.0]), None)[0]
     off = torch.tensor([(0.7 + 1.3) / 2.0, (0.4 - 0.1) / 0.5])  # turn, lift
     expected = [
-        torch.tensor([-0.4, -0.65, 2.0, 0.5]),
         torch.tensor([1.0, 2.0, 6.0, 2.0]),
+        torch.tensor([-0.4, -0.65, 2.0, 0.5]),
         *(torch.tanh(off / scale) for scale in SCALES),
     ]
     torch.testing.assert_close(told, torch.cat(expected))

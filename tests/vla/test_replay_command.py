@@ -114,7 +114,7 @@ def test_in_wall_clock_time_ticks_get_what_is_ready(recorded, policy_folder, tmp
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads(report.read_text())
     assert found["pace"] == "wall-clock" and found["ticks"]["replayed"] == TICKS
-    assert found["feature_age_ms"]["replayed"] != found["feature_age_ms"]["recorded"]
+    assert found["feature_age_ms"]["replayed"]["p50"] > 0  # how old is up to the machine, the recorded age too
 
 
 def test_a_policy_that_does_not_fit_the_recorded_robot_is_refused_by_name(policy_folder):
