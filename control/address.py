@@ -68,6 +68,12 @@ def ipc_folder(name: str) -> Path:
     return _base_folder() / name
 
 
+def lock_file(endpoint: str) -> Path:
+    """Where a `Lease` keeps the lock of an endpoint, with the id of the process that holds it."""
+    scheme, _, rest = endpoint.partition("://")
+    return Path(rest + ".lock") if scheme == "ipc" else _base_folder() / f"{scheme}-{rest.replace(':', '-')}.lock"
+
+
 def _base_folder() -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     return Path(runtime) if runtime else Path(tempfile.gettempdir()) / f"saccade-{os.getuid()}"
@@ -94,8 +100,7 @@ class Lease:
     """
 
     def __init__(self, endpoint: str) -> None:
-        scheme, _, rest = endpoint.partition("://")
-        path = Path(rest + ".lock") if scheme == "ipc" else _base_folder() / f"{scheme}-{rest.replace(':', '-')}.lock"
+        path = lock_file(endpoint)
         try:
             _make_private(path.parent)
             self._file = open(path, "a+")  # noqa: SIM115 - held until release

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from control.address import BusAddress, ipc_folder
+from control.address import BusAddress, lock_file
 
 _HELD = {"supervisor": ("command", ".run"), "controller": ("command", ""), "robot": ("robot", "")}
 _HELD |= {"encoder": ("features", "")}
@@ -20,7 +20,7 @@ def find_processes(bus: BusAddress) -> dict[str, int]:
     """Process id by name of those of supervisor, controller, robot and encoder that run on this machine."""
     found = {}
     for name, (topic, suffix) in _HELD.items():
-        pid = _holder(_lock_file(bus.endpoint(topic) + suffix))
+        pid = _holder(lock_file(bus.endpoint(topic) + suffix))
         if pid is not None:
             found[name] = pid
     return found
@@ -43,12 +43,6 @@ def scheduling(pid: int) -> str:
         return ""
     names = {os.SCHED_FIFO: "SCHED_FIFO", os.SCHED_RR: "SCHED_RR"}
     return f"{names[policy]} {priority}" if policy in names else "normal"
-
-
-def _lock_file(endpoint: str) -> Path:
-    """Where `control.address.Lease` keeps the lock of an endpoint."""
-    scheme, _, rest = endpoint.partition("://")
-    return Path(rest + ".lock") if scheme == "ipc" else ipc_folder("") / f"{scheme}-{rest.replace(':', '-')}.lock"
 
 
 def _holder(lock: Path) -> int | None:

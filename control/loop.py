@@ -163,7 +163,12 @@ class ControlLoop:
         if targets is not None:
             assert robot.spec is not None and robot.limits is not None and robot.state is not None
             last = self._last_commanded(robot.spec, robot.limits, robot.state)
-            gated = gate(self._resample(targets, last), last, robot.limits, verdict.speed)
+            gated = gate(
+                resampled(targets, last, self._head.period_s, self._settings.period_ns / NS_PER_S),
+                last,
+                robot.limits,
+                verdict.speed,
+            )
             fault = gated.fault
             head_failed = bool(fault)
         self._bad_targets = self._bad_targets + 1 if head_failed else 0
@@ -200,17 +205,6 @@ class ControlLoop:
         except Exception as error:  # whatever a head raises leads to HOLD, and to STOP when it goes on
             first_line = str(error).partition("\n")[0][:300]
             return None, f"the head failed on features of shape {tokens.shape}: {type(error).__name__}: {first_line}"
-
-    def _resample(self, targets: np.ndarray, last: np.ndarray) -> np.ndarray:
-        """The chunk at the loop's period where the policy was trained at another; the way begins at `last` (A,)."""
-        period_s, trained_s = self._settings.period_ns / NS_PER_S, self._head.period_s
-        if abs(period_s - trained_s) < 1e-6 or find_bad_target(targets, len(last)):
-            return targets
-        rows = np.vstack((last, targets))
-        known_s = trained_s * np.arange(len(rows))
-        count = min(max(1, round(known_s[-1] / period_s)), MAX_CHUNK_ROWS)
-        wanted_s = period_s * np.arange(1, count + 1)
-        return np.column_stack([np.interp(wanted_s, known_s, column) for column in rows.T])
 
     def _last_commanded(self, spec: RobotSpec, limits: Limits, state: State) -> np.ndarray:
         """(A,) the reference of the velocity limit: the last command, or the measurement where that may be untrue."""
@@ -282,3 +276,17 @@ class ControlLoop:
             task_instruction_id=state.task_instruction_id if state else 0,
             feature_arrived_ns=self._cache.arrived_ns,
         )
+
+
+def resampled(targets: np.ndarray, last: np.ndarray, trained_s: float, period_s: float) -> np.ndarray:
+    """A chunk (H, A) of a policy that was trained at one period, at another; the way begins at `last` (A,).
+
+    A chunk that the gate will refuse is returned as it is.
+    """
+    if abs(period_s - trained_s) < 1e-6 or find_bad_target(targets, len(last)):
+        return targets
+    rows = np.vstack((last, targets))
+    known_s = trained_s * np.arange(len(rows))
+    count = min(max(1, round(known_s[-1] / period_s)), MAX_CHUNK_ROWS)
+    wanted_s = period_s * np.arange(1, count + 1)
+    return np.column_stack([np.interp(wanted_s, known_s, column) for column in rows.T])

@@ -22,11 +22,11 @@ import numpy as np
 from control.clock import NS_PER_MS, Clock
 from control.errors import SaccadeError
 from control.head import ActionHead
-from control.loop import MAX_CHUNK_ROWS, LoopSettings
+from control.loop import LoopSettings, resampled
 from control.messages import Features, Frames, Instruction
 from control.recording_reader import Recording
 from control.replay_ticks import RecordedTick
-from control.safety import Freshness, Limits, find_bad_history, find_bad_target, gate
+from control.safety import Freshness, Limits, find_bad_history, gate
 
 
 class Encodes(Protocol):
@@ -156,7 +156,8 @@ class Actor:
             chunk, fault = self._ask_head(features.tokens, tick, age_ms)
         if fault or chunk is None:
             return ReplayedTick(tick, features, age_ms, None, fault=fault)
-        gated = gate(self._resampled(chunk, tick), tick.before, self._limits_at(tick.action.period_s), speed)
+        chunk = resampled(chunk, tick.before, self._head.period_s, tick.action.period_s)
+        gated = gate(chunk, tick.before, self._limits_at(tick.action.period_s), speed)
         targets = None if gated.fault else gated.targets
         return ReplayedTick(tick, features, age_ms, targets, gated.hit, gated.fault)
 
@@ -177,14 +178,3 @@ class Actor:
             settings = self._settings
             self._limits[period_s] = Limits.of(self._spec, period_s, settings.workspace, settings.allow_unlimited)
         return self._limits[period_s]
-
-    def _resampled(self, targets: np.ndarray, tick: RecordedTick) -> np.ndarray:
-        """As the loop does it, where the policy was trained at another period than the recording's."""
-        period_s, trained_s = tick.action.period_s, self._head.period_s
-        if abs(period_s - trained_s) < 1e-6 or find_bad_target(targets, len(tick.before)):
-            return targets
-        rows = np.vstack((tick.before, targets))
-        known_s = trained_s * np.arange(len(rows))
-        count = min(max(1, round(known_s[-1] / period_s)), MAX_CHUNK_ROWS)
-        wanted_s = period_s * np.arange(1, count + 1)
-        return np.column_stack([np.interp(wanted_s, known_s, column) for column in rows.T])

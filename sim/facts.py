@@ -41,7 +41,6 @@ def of(now: Situation) -> np.ndarray:
     block, stacks, bins = (now.block, *((now.kind == KINDS.index(kind))[:, None] for kind in ("stack", "bin")))
     there = np.where(bins, _BIN, now.base[:, :3] + (0.0, 0.0, BLOCK_SIZE))
     turn = 4 * (np.arctan2(block[:, 1], block[:, 0]) - block[:, 3])
-    held = expert.held(now.q, now.blocks)
     return np.concatenate(
         [
             np.eye(len(KINDS))[now.kind],
@@ -49,7 +48,7 @@ def of(now: Situation) -> np.ndarray:
             _reach(block[:, :3]),
             np.stack([np.sin(turn), np.cos(turn)], axis=1),
             _reach(np.where(stacks | bins, there, block[:, :3])),
-            np.stack([held == now.first, (held >= 0) & (held != now.first)], axis=1),
+            _holds(now),
         ],
         axis=1,
     ).astype(np.float32)
@@ -67,8 +66,14 @@ def blurred(rng: np.random.Generator, now: Situation) -> np.ndarray:
     doubt = _BLUR_KIND * rng.random(count) * amount[:, 0]
     out[index, now.kind] -= doubt
     out[index, (now.kind + rng.integers(1, len(KINDS), count)) % len(KINDS)] += doubt
-    out[:, -2:] = of(now)[:, -2:] + rng.normal(0.0, _BLUR_HELD, (count, 2)) * amount
+    out[:, -2:] = _holds(now) + rng.normal(0.0, _BLUR_HELD, (count, 2)) * amount
     return out
+
+
+def _holds(now: Situation) -> np.ndarray:
+    """(N, 2): whether the named block is in the grip, and whether another one is."""
+    held = expert.held(now.q, now.blocks)
+    return np.stack([held == now.first, (held >= 0) & (held != now.first)], axis=1)
 
 
 def _reach(tip: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Episodes without cameras, for a head that practises: the expert's, and its own, acted on facts in place of features.
 
-Fifty episodes of 8 s take the time that rendering and encoding take for five. Refuses to know networks.
+An episode of 8 s takes 0.28 s on one core (60 in 16.7 s). Refuses to know networks.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from control.clock import FakeClock
 from sim import expert, facts
 from sim.demonstrations import PERIOD_S, TICK_S, drive
 from sim.options import seed_number
+from sim.own_episodes import OwnEpisodes
 from sim.rehearsal import Rehearsal, Track, rehearse
-from sim.rollouts import Collector, Frame, Policy, Scene, successes
+from sim.rollouts import Collector, Frame, Policy
 from sim.tabletop import TabletopRobot
 
-TABLES = 8
-EXPERT_SHARE = 0.3  # chances a second that the expert takes over for a while
-TOLD_EVERY = 120  # tasks
 _FIRST, _KEPT = 40, 1200  # episodes before the first rehearsal, and at most
 _EVERY = 12  # rehearsals between two episodes of its own
 
@@ -57,23 +55,12 @@ def rehearsals(
     tracks: deque[Track] = deque(maxlen=_KEPT)
     for _ in range(_FIRST):
         tracks.append(drive(rng, robot, clock, kinds, sees=False)[0])
-    own: tuple[Collector, Iterator[Scene]] | None = None
-    outcomes: list[tuple[str, float, bool]] = []
+    own = OwnEpisodes(seed, kinds, max_age_ms, log, "told the facts", Told)
     while True:
         for _ in range(_EVERY):
             yield rehearse(rng, tracks, count, horizon, max_age_ms, TICK_S, PERIOD_S, kinds)
         if rng.random() < 0.5:
             tracks.append(drive(rng, robot, clock, kinds, sees=False)[0])
         policy = current()
-        if policy is None:
-            continue
-        if own is None:
-            collector = Told(policy, seed, TABLES, kinds, max_age_ms, EXPERT_SHARE)
-            own = collector, collector.scenes()
-        own[0].policy = policy
-        scene = next(own[1])
-        tracks.append(scene.track)
-        outcomes += scene.outcomes
-        if len(outcomes) >= TOLD_EVERY:
-            log(f"  told the facts: {successes(outcomes)}")
-            outcomes = []
+        if policy is not None:
+            tracks.append(own.scene(policy).track)

@@ -9,9 +9,10 @@ from control.clock import FakeClock
 from control.messages import RobotSpec
 from sim import facts, tasks
 from sim.demonstrations import PERIOD_S, Batch, Look, looks, sample_batches
-from sim.practice import EXPERT_SHARE, TABLES, TOLD_EVERY, rehearsals
+from sim.own_episodes import TABLES, OwnEpisodes
+from sim.practice import rehearsals
 from sim.rehearsal import Rehearsal
-from sim.rollouts import Collector, Policy, Rollouts, Scene, labelled, successes
+from sim.rollouts import Collector, Policy, Rollouts, labelled
 from sim.tabletop import TabletopRobot
 
 HELD_OUT_SEED = 1_000_000
@@ -70,23 +71,13 @@ class TabletopSource:
 
     def _mixture(self, seed: int, current: Callable[[], Policy | None], log: Callable[[str], None]) -> Iterator[Look]:
         demonstrated = looks(seed, self._kinds)
-        own: tuple[Collector, Iterator[Scene]] | None = None
-        outcomes: list[tuple[str, float, bool]] = []
+        own = OwnEpisodes(seed, self._kinds, self._max_age_ms, log, "own episodes")
         while True:
             policy = current()
             if policy is None:
                 yield next(demonstrated)
                 continue
-            if own is None:
-                collector = Collector(policy, seed, TABLES, self._kinds, self._max_age_ms, EXPERT_SHARE)
-                own = collector, collector.scenes()
-            own[0].policy = policy
-            scene = next(own[1])
-            outcomes += scene.outcomes
-            if len(outcomes) >= TOLD_EVERY:
-                log(f"  own episodes: {successes(outcomes)}")
-                outcomes = []
-            seen = scene.looks()
+            seen = own.scene(policy).looks()
             yield from seen
             yield from itertools.islice(demonstrated, len(seen))
 

@@ -8,9 +8,10 @@ import re
 import numpy as np
 import pytest
 
-from sim import facts, practice, tasks
+from sim import facts, own_episodes, practice, tasks
 from sim.cameras import Cameras
 from sim.practice import Told, rehearsals
+from sim.tasks import KINDS
 from tests.sim.test_rollouts import Knows
 
 pytestmark = pytest.mark.usefixtures("can_render")
@@ -28,7 +29,7 @@ def test_rehearsals_come_without_a_policy(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(practice, "_FIRST", 2)
     made = list(itertools.islice(rehearsals(0, ("pick",), 50, 8, 1000.0, lambda: None, print), 3))
     assert all(one.facts.shape == (50, len(facts.NAMES)) and one.targets.shape == (50, 8, 7) for one in made)
-    assert all((one.facts[:, facts.NAMES.index("pick")] == 1).all() for one in made)
+    assert all((one.facts[:, : len(KINDS)].argmax(1) == KINDS.index("pick")).all() for one in made)
     again = next(rehearsals(0, ("pick",), 50, 8, 1000.0, lambda: None, print))
     assert np.array_equal(again.states, made[0].states)
 
@@ -38,9 +39,9 @@ def test_a_policy_is_told_the_facts_of_its_task_and_its_episodes_are_practised_o
 ) -> None:
     monkeypatch.setattr(practice, "_FIRST", 1)
     monkeypatch.setattr(practice, "_EVERY", 1)
-    monkeypatch.setattr(practice, "TABLES", 2)
-    monkeypatch.setattr(practice, "TOLD_EVERY", 2)
-    monkeypatch.setattr(practice, "EXPERT_SHARE", 0.0)
+    monkeypatch.setattr(own_episodes, "TABLES", 2)
+    monkeypatch.setattr(own_episodes, "TOLD_EVERY", 2)
+    monkeypatch.setattr(own_episodes, "EXPERT_SHARE", 0.0)
     told: list[np.ndarray] = []
     lines: list[str] = []
 

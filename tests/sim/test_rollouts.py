@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sim import expert, tasks
-from sim.rollouts import Collector, Rollouts, Scene, labelled
-from sim.source import TabletopSource, successes
+from sim.rollouts import Collector, Rollouts, Scene, labelled, successes
+from sim.source import TabletopSource
 
 pytestmark = pytest.mark.usefixtures("can_render")
 

@@ -1,7 +1,7 @@
 """The acting half taught first, on facts that are given: nothing is rendered and nothing encoded.
 
-A head with a readout acts on facts. Told them by a simulator, its trunk meets a hundred times more situations than
-through images in the same time, and episodes of its own among them; reading the facts is learnt afterwards, end to end,
+A head with a readout acts on facts. Told them by a simulator, its trunk meets many more situations than through
+images in the same time, and episodes of its own among them; reading the facts is learnt afterwards, end to end,
 while the practice goes on beside it. Without it (one stage, all in one loss, 27 minutes on two cores): touching 75 %,
 pushing 25-60 %, picking up 2 of 20, stacking none.
 
