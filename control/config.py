@@ -134,6 +134,9 @@ class FreshnessConfig(_Section):
 class SafetyConfig(_Section):
     workspace: dict[str, tuple[float, float]] = {}  # action name -> [low, high], inside the robot's own limits
     allow_unlimited: bool = False
+    max_following_s: Annotated[float, Field(gt=0, le=60)] = (
+        0.5  # STOP when further from the command than this long a way
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -214,6 +217,7 @@ class Config(_Section):
             view_period_ms=self.view_period_ms,
             workspace=self.safety.workspace,
             allow_unlimited=self.safety.allow_unlimited,
+            max_following_s=self.safety.max_following_s,
         )
 
     @property

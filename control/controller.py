@@ -55,6 +55,7 @@ class Controller:
         clock: MonotonicClock,
         realtime: bool,
         find_misfits: Callable[[RobotSpec], list[str]],
+        needed_cameras: frozenset[str] | None = None,
     ) -> None:
         self._clock = clock
         self._period_ns = settings.period_ns
@@ -75,7 +76,7 @@ class Controller:
             self._poller.register(port.socket, zmq.POLLIN)
         session = clock.now_ns() // NS_PER_MS  # differs from every earlier controller of this machine since its start
         ports = Ports(*self._inboxes, *self._outboxes, lambda: self._features.arrived_ns)
-        self.loop = ControlLoop(clock, head, settings, ports, session, find_misfits)
+        self.loop = ControlLoop(clock, head, settings, ports, session, find_misfits, needed_cameras)
         self._waiting: list[tuple[bytes, int, int]] = []  # client, request id, instruction id
         self._resuming: list[tuple[bytes, int]] = []
         self._cycle: Cycle | None = None

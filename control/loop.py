@@ -39,7 +39,7 @@ MAX_CHUNK_ROWS = 100  # a chunk is followed no longer than the robot's watchdog;
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """`state_max_age_ms` and `switch_max_ms` lead to HOLD; `max_missed_ticks` is how many a single overrun may cost."""
+    """`state_max_age_ms` and `switch_max_ms` lead to HOLD, `max_following_s` to STOP; `max_missed_ticks` is how many a single overrun may cost."""
 
     period_ns: int
     freshness: Freshness
@@ -49,6 +49,7 @@ class LoopSettings:
     view_period_ms: float
     workspace: dict[str, tuple[float, float]]
     allow_unlimited: bool = False
+    max_following_s: float = 0.5  # how far an arm may be from its command: as far as it moves in this time
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,11 @@ class ControlLoop:
         ports: Ports,
         session: int,
         find_misfits: Callable[[RobotSpec], list[str]] = lambda spec: [],
+        needed_cameras: frozenset[str] | None = None,
     ) -> None:
-        """`find_misfits` says in sentences why the policy cannot drive a robot; names are checked here in any case."""
+        """`find_misfits` says in sentences why the policy cannot drive a robot; names are checked here in any case.
+        A fault of one of `needed_cameras` (None: of any) leads to HOLD.
+        """
         self._clock, self._head, self._settings, self._ports = clock, head, settings, ports
         period_ms = settings.period_ns / NS_PER_MS
         self._cache = FeatureCache(
@@ -95,9 +99,12 @@ class ControlLoop:
             lambda spec: Limits.of(spec, settings.period_ns / NS_PER_S, settings.workspace, settings.allow_unlimited),
             settings.state_max_age_ms,
             settings.allow_unlimited,
+            settings.max_following_s,
+            needed_cameras,
         )
         self._sent: np.ndarray | None = None  # the newest chunk that moved the robot
         self._commanded: np.ndarray | None = None
+        self._step: np.ndarray | None = None  # by which `_commanded` was reached, None while the arm stands
         self._is_lost = True  # whether the arm may stand elsewhere than commanded: begin again at what is measured
         self._has_run = False
         self._bad_targets = 0
@@ -150,9 +157,10 @@ class ControlLoop:
         if state_fault or is_restarted:
             self._is_lost = True
         elif tick.missed and self._sent is not None and self.mode is Mode.RUN:
-            self._commanded = self._sent[min(tick.missed, len(self._sent) - 1)]  # the host went on along the chunk
-        fault = state_fault or self._missed_fault(tick) or verdict.fault
-        stop = self._stop_request or verdict.stop
+            self._commanded, self._step = followed_to(self._sent, tick.missed)
+        fault = state_fault or robot.camera_fault or self._missed_fault(tick) or verdict.fault
+        danger = "" if state_fault else robot.find_danger(None if self._is_lost else self._commanded)
+        stop = self._stop_request or danger or verdict.stop
         head_failed = False
         targets, gated = None, Gated(np.empty((0, 0)), (), "")
         if not fault and not stop and (self.mode is not Mode.STOP or self._resume_request):
@@ -168,6 +176,7 @@ class ControlLoop:
                 last,
                 robot.limits,
                 verdict.speed,
+                self._step,
             )
             fault = gated.fault
             head_failed = bool(fault)
@@ -212,7 +221,7 @@ class ControlLoop:
             measured = dict(zip(spec.state_names, state.values, strict=True))
             middle = (limits.low + limits.high) / 2  # only where `allow_unlimited` accepts an unmeasured action
             self._commanded = np.array([measured.get(name, middle[i]) for i, name in enumerate(spec.action_names)])
-            self._is_lost = False
+            self._is_lost, self._step = False, None
         return self._commanded
 
     def _change_mode(self, fault: str, stop: str, speed: float, age_ms: float | None) -> None:
@@ -230,8 +239,10 @@ class ControlLoop:
     def _chunk(self, now_ns: int, age_ms: float | None, gated: Gated) -> ActionChunk:
         if self.mode is Mode.RUN:
             targets = self._sent = gated.targets
+            self._step = None if self._commanded is None else targets[0] - self._commanded
             self._commanded, self._has_run = targets[0], True
         else:
+            self._step = None
             targets = np.empty((0, 0)) if self._commanded is None else self._commanded[np.newaxis]
         return self._action(now_ns, age_ms, self.mode, targets)
 
@@ -276,6 +287,12 @@ class ControlLoop:
             task_instruction_id=state.task_instruction_id if state else 0,
             feature_arrived_ns=self._cache.arrived_ns,
         )
+
+
+def followed_to(sent: np.ndarray, missed: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Where a chunk (H, A) has led after so many `missed` ticks (A,), and by which step; None: past its end it stands."""
+    row = min(missed, len(sent) - 1)
+    return sent[row], sent[row] - sent[row - 1] if 0 < missed < len(sent) else None
 
 
 def resampled(targets: np.ndarray, last: np.ndarray, trained_s: float, period_s: float) -> np.ndarray:

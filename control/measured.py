@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from control.clock import NS_PER_MS
 from control.errors import MismatchError
 from control.head import ActionHead
 from control.messages import RobotSpec, State
-from control.safety import Limits, find_bad_history, find_bad_state
+from control.safety import Limits, find_bad_history, find_bad_state, find_following_error, find_outside
 
 
 class MeasuredRobot:
@@ -21,9 +23,13 @@ class MeasuredRobot:
         make_limits: Callable[[RobotSpec], Limits],
         state_max_age_ms: float,
         allow_unmeasured: bool,
+        max_following_s: float,
+        needed_cameras: frozenset[str] | None = None,
     ) -> None:
+        """`needed_cameras`: those that the policy cannot do without, None for all."""
         self._head, self._find_misfits, self._make_limits = head, find_misfits, make_limits
         self._state_max_age_ms, self._allow_unmeasured = state_max_age_ms, allow_unmeasured
+        self._max_following_s, self._needed_cameras = max_following_s, needed_cameras
         self.spec: RobotSpec | None = None
         self.limits: Limits | None = None
         self.state: State | None = None
@@ -82,3 +88,25 @@ class MeasuredRobot:
             )
         bad = find_bad_state(self.state.values, self.spec)
         return bad or find_bad_history(self.state.history, self._head.window_samples, self.spec)
+
+    def find_danger(self, commanded: np.ndarray | None) -> str:
+        """Why this usable state is reason for STOP, '' when it is none: outside its limits, or far from the command
+        (A,), which is None where the arm may stand anywhere.
+        """
+        if self.spec is None or self.state is None:
+            return ""
+        outside = find_outside(self.state.values, self.spec)
+        if outside or commanded is None:
+            return outside
+        return find_following_error(self.state.values, commanded, self.spec, self._max_following_s)
+
+    @property
+    def camera_fault(self) -> str:
+        """What the robot host says is wrong with a camera that the policy needs, '' when all is well."""
+        faults = self.state.camera_faults if self.state is not None else {}
+        wrong = [
+            f"camera '{name}' {fault}"
+            for name, fault in sorted(faults.items())
+            if self._needed_cameras is None or name in self._needed_cameras
+        ]
+        return "; ".join(wrong)

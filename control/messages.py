@@ -35,13 +35,16 @@ class RobotSpec:
     action_high: np.ndarray  # (A,)
     max_velocity: np.ndarray  # (A,) per second
     action_period_s: float
+    max_acceleration: np.ndarray | None = None  # (A,) per second squared, None where the maker gives none
 
     def __post_init__(self) -> None:
         actions = len(self.action_names)
         for label, values in (("state_names", self.state_names), ("action_names", self.action_names)):
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"robot '{self.name}': {label} must be distinct and not empty, got {list(values)}")
-        for label in ("action_low", "action_high", "max_velocity"):
+        for label in ("action_low", "action_high", "max_velocity", "max_acceleration"):
+            if label == "max_acceleration" and self.max_acceleration is None:
+                continue
             values = np.asarray(getattr(self, label), dtype=np.float64)
             if values.shape != (actions,):
                 raise ValueError(
@@ -56,6 +59,8 @@ class RobotSpec:
             raise ValueError(f"robot '{self.name}': every action_low must be under its action_high")
         if not (self.max_velocity > 0).all():
             raise ValueError(f"robot '{self.name}': every max_velocity must be positive")
+        if self.max_acceleration is not None and not (self.max_acceleration > 0).all():
+            raise ValueError(f"robot '{self.name}': every max_acceleration must be positive")
         for camera, size in self.cameras.items():
             if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
                 raise ValueError(
@@ -98,6 +103,7 @@ class State:
     history: np.ndarray | None = None  # (T, S) a window at the host's rate, oldest first, its last row `values`
     task_instruction_id: int = 0
     task_done: bool | None = None
+    camera_faults: dict[str, str] = field(default_factory=dict)  # camera -> what is wrong with what it gives
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -37,6 +37,7 @@ PROFILE = "saccade"
 IMAGES = "images/"  # + camera: the channel of its images
 MAX_TEXT_CHARS = 4000
 
+_LIMITS = ("action_low", "action_high", "max_velocity", "max_acceleration")
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _LOG_LEVELS = {"debug": 1, "info": 2, "warning": 3, "error": 4, "fatal": 5}  # foxglove.LogLevel
 
@@ -152,8 +153,9 @@ def from_json(topic: str, data: bytes, spec: RobotSpec) -> Any:
 
 def spec_to_json(spec: RobotSpec) -> str:
     fields = {item.name: plain(getattr(spec, item.name)) for item in dataclasses.fields(spec)}
-    for name in ("action_low", "action_high", "max_velocity"):
-        fields[name] = [_number(value) for value in getattr(spec, name).tolist()]
+    for name in _LIMITS:
+        values = getattr(spec, name)
+        fields[name] = None if values is None else [_number(value) for value in values.tolist()]
     return json.dumps(fields)
 
 
@@ -161,8 +163,9 @@ def spec_from_json(text: str) -> RobotSpec:
     """Raises WireError that names the field."""
     try:
         fields = json.loads(text)
-        for name in ("action_low", "action_high", "max_velocity"):
-            fields[name] = plain(np.array([_float(value) for value in fields[name]], dtype=np.float64))
+        for name in _LIMITS:
+            if name != "max_acceleration" or fields.get(name) is not None:
+                fields[name] = plain(np.array([_float(value) for value in fields[name]], dtype=np.float64))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WireError(f"robot: expected the fields of a RobotSpec: {error}") from None
     return noun_of("robot", fields)

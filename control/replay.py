@@ -157,7 +157,7 @@ class Actor:
         if fault or chunk is None:
             return ReplayedTick(tick, features, age_ms, None, fault=fault)
         chunk = resampled(chunk, tick.before, self._head.period_s, tick.action.period_s)
-        gated = gate(chunk, tick.before, self._limits_at(tick.action.period_s), speed)
+        gated = gate(chunk, tick.before, self._limits_at(tick.action.period_s), speed, tick.step)
         targets = None if gated.fault else gated.targets
         return ReplayedTick(tick, features, age_ms, targets, gated.hit, gated.fault)
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from control.clock import NS_PER_MS
+from control.loop import followed_to
 from control.messages import ActionChunk, Cycle, Features, Instruction, Mode, RobotSpec, State
 from control.recording_images import StoredFrames
 from control.recording_reader import Recording
@@ -31,6 +32,7 @@ class RecordedTick:
     features: Features | None  # None where the recording holds none
     feature_age_ms: float
     before: np.ndarray  # (A,) what was commanded last, the reference of the velocity limit
+    step: np.ndarray | None  # (A,) by which that was reached, None where the arm stood
 
 
 def recorded_ticks(recording: Recording) -> tuple[list[RecordedTick], Counter[str]]:
@@ -40,8 +42,10 @@ def recorded_ticks(recording: Recording) -> tuple[list[RecordedTick], Counter[st
     finder = _Finder(recording)
     pairs = _with_cycles(recording) if recording.cycles else ((action, None) for action in recording.actions)
     previous: ActionChunk | None = None
+    found: RecordedTick | str = ""
     for action, cycle in pairs:
-        found = finder.find(action, cycle, previous) if action.mode is Mode.RUN else f"mode {action.mode}"
+        last = found if isinstance(found, RecordedTick) else None
+        found = finder.find(action, cycle, previous, last) if action.mode is Mode.RUN else f"mode {action.mode}"
         if isinstance(found, RecordedTick):
             ticks.append(found)
         else:
@@ -65,8 +69,10 @@ class _Finder:
         self._features = {(each.encoder_epoch, each.seq): each for each in recording.features}
         self._said = {(each.session, each.id): each for each in recording.instructions}
 
-    def find(self, action: ActionChunk, cycle: Cycle | None, previous: ActionChunk | None) -> RecordedTick | str:
-        """The tick, or why it cannot be replayed."""
+    def find(
+        self, action: ActionChunk, cycle: Cycle | None, previous: ActionChunk | None, last: RecordedTick | None
+    ) -> RecordedTick | str:
+        """The tick, or why it cannot be replayed. `last` is the tick of the `previous` action, where there is one."""
         features = None
         if cycle is None:
             frames = self._newest("frames", self._recording.frames, action.stamp_ns)
@@ -94,8 +100,8 @@ class _Finder:
         age_ms = action.feature_age_ms
         if age_ms is None:
             age_ms = (action.stamp_ns - frames.stamp_ns) / NS_PER_MS
-        before = commanded_before(self._recording.spec, state, previous, cycle.missed_ticks if cycle else 0)
-        return RecordedTick(action, state, frames, instruction, features, age_ms, before)
+        before, step = commanded_before(self._recording.spec, state, previous, last, cycle.missed_ticks if cycle else 0)
+        return RecordedTick(action, state, frames, instruction, features, age_ms, before, step)
 
     def _newest(self, topic: str, nouns: list, stamp_ns: int):
         index = self._recording.newest(topic, stamp_ns)
@@ -109,10 +115,17 @@ class _Finder:
         return self._recording.states[index]
 
 
-def commanded_before(spec: RobotSpec, state: State, previous: ActionChunk | None, missed_ticks: int) -> np.ndarray:
-    """(A,) the last command, as the loop knows it: of the chunk before, else what is measured."""
-    if previous is not None and previous.mode in (Mode.RUN, Mode.HOLD) and len(previous.targets):
-        return previous.targets[min(missed_ticks, len(previous.targets) - 1)]
+def commanded_before(
+    spec: RobotSpec, state: State, previous: ActionChunk | None, last: RecordedTick | None, missed_ticks: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(A,) the last command, as the loop knows it: of the chunk before, else what is measured; and the step to it."""
+    if previous is not None and previous.mode is Mode.RUN and len(previous.targets):
+        command, step = followed_to(previous.targets, missed_ticks)
+        if not missed_ticks and last is not None and last.action is previous:
+            step = command - last.before
+        return command, step
+    if previous is not None and previous.mode is Mode.HOLD and len(previous.targets):
+        return previous.targets[0], None
     measured = dict(zip(spec.state_names, state.values, strict=True))
     middle = (spec.action_low + spec.action_high) / 2  # only where `allow_unlimited` accepts an unmeasured action
-    return np.array([measured.get(name, middle[i]) for i, name in enumerate(spec.action_names)])
+    return np.array([measured.get(name, middle[i]) for i, name in enumerate(spec.action_names)]), None

@@ -40,12 +40,15 @@ class Freshness:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Limits:
-    """Bounds of every action in its own unit: positions (A,), and the largest step of one period (A,)."""
+    """Bounds of every action in its own unit: positions (A,), the largest step of one period (A,), and by how much a
+    step may be larger than the one before it (A,); infinite where the robot gives no acceleration.
+    """
 
     names: tuple[str, ...]
     low: np.ndarray
     high: np.ndarray
     max_step: np.ndarray
+    max_speeding_up: np.ndarray
     workspace_low: np.ndarray
     workspace_high: np.ndarray
 
@@ -78,7 +81,10 @@ class Limits:
                 low[index], high[index] = workspace[name]
         if not (np.maximum(low, spec.action_low) < np.minimum(high, spec.action_high)).all():
             raise MismatchError("safety.workspace leaves no room inside the robot's own limits")
-        return cls(spec.action_names, spec.action_low, spec.action_high, spec.max_velocity * period_s, low, high)
+        acceleration = np.inf if spec.max_acceleration is None else spec.max_acceleration
+        speeding_up = np.broadcast_to(acceleration * period_s**2, low.shape)
+        max_step = spec.max_velocity * period_s
+        return cls(spec.action_names, spec.action_low, spec.action_high, max_step, speeding_up, low, high)
 
 
 class Gated(NamedTuple):
@@ -97,13 +103,34 @@ def find_bad_state(values: np.ndarray, spec: RobotSpec) -> str:
     if not np.isfinite(values).all():
         index = int(np.flatnonzero(~np.isfinite(values))[0])
         return f"the state of {names[index]} is {values[index]}: sensor or driver fault"
-    measured = dict(zip(names, values, strict=True))
+    return ""
+
+
+def find_outside(values: np.ndarray, spec: RobotSpec) -> str:
+    """Which measured action lies so far outside its limits that nothing may move, '' when none does."""
+    measured = dict(zip(spec.state_names, values, strict=True))
     for name, low, high in zip(spec.action_names, spec.action_low, spec.action_high, strict=True):
         tolerance = OUTSIDE_TOLERANCE * (high - low)
         if name in measured and not low - tolerance <= measured[name] <= high + tolerance:
             return (
                 f"the state of {name} is {measured[name]:.3g}, far outside its limits {low:.3g}..{high:.3g}:"
                 " wrong unit, or not calibrated?"
+            )
+    return ""
+
+
+def find_following_error(values: np.ndarray, commanded: np.ndarray, spec: RobotSpec, most_s: float) -> str:
+    """Which action is measured further from its command (A,) than it moves in `most_s` at its velocity limit, ''
+    when none is.
+    """
+    measured = dict(zip(spec.state_names, values, strict=True))
+    for name, wanted, velocity in zip(spec.action_names, commanded, spec.max_velocity, strict=True):
+        off = abs(measured.get(name, wanted) - wanted)
+        if off > velocity * most_s:
+            return (
+                f"{name} is measured at {measured[name]:.3g} and commanded to {wanted:.3g}: further than the"
+                f" {velocity * most_s:.3g} of safety.max_following_s ({most_s:g} s at its velocity limit);"
+                " blocked, pushed, without power, or its sensor stands still"
             )
     return ""
 
@@ -147,23 +174,36 @@ def clip_position(targets: np.ndarray, low: np.ndarray, high: np.ndarray) -> tup
     return clipped, (clipped != targets).any(axis=0)
 
 
-def clip_velocity(
-    targets: np.ndarray, last: np.ndarray, max_step: np.ndarray, speed: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Targets whose every step from the one before (row 0: `last`) is at most `max_step`, then scaled by `speed`."""
+def clip_steps(
+    targets: np.ndarray, last: np.ndarray, last_step: np.ndarray, limits: Limits, speed: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Targets (H, A) whose every step from the one before (row 0: `last`, which came by `last_step`) is at most
+    `max_step`, then scaled by `speed`, then at most `max_speeding_up` faster than the step before. With them the
+    columns (A,) that were too fast, and those that sped up too suddenly.
+
+    Slowing down is never limited: HOLD has to stop an arm, and one that may not brake would run past its position
+    limits. So a step is only ever made shorter here.
+    """
     result = np.empty_like(targets)
-    hit = np.zeros(targets.shape[1], dtype=bool)
-    previous = last
+    too_fast, too_sudden = np.zeros((2, targets.shape[1]), dtype=bool)
+    previous, before = last, last_step
     for row, target in enumerate(targets):
         step = target - previous
-        bounded = np.clip(step, -max_step, max_step)
-        hit |= np.abs(step) > max_step * (1 + 1e-9)
-        previous = result[row] = previous + bounded * speed
-    return result, hit
+        too_fast |= np.abs(step) > limits.max_step * (1 + 1e-9)
+        bounded = np.clip(step, -limits.max_step, limits.max_step) * speed
+        slowest = np.minimum(before, 0.0) - limits.max_speeding_up
+        fastest = np.maximum(before, 0.0) + limits.max_speeding_up
+        before = np.clip(bounded, slowest, fastest)
+        too_sudden |= np.abs(bounded - before) > 1e-9 * limits.max_step
+        previous = result[row] = previous + before
+    return result, too_fast, too_sudden
 
 
-def gate(targets: np.ndarray, last: np.ndarray, limits: Limits, speed: float = 1.0) -> Gated:
-    """The one way to the bus: shape and finiteness, position, workspace, velocity against the last commanded target.
+def gate(
+    targets: np.ndarray, last: np.ndarray, limits: Limits, speed: float = 1.0, last_step: np.ndarray | None = None
+) -> Gated:
+    """The one way to the bus: shape and finiteness, position, workspace, velocity against the last commanded target,
+    acceleration against the step (A,) by which that was reached, None where the arm stands.
 
     A robot found outside its limits is led back at no more than its velocity limit, never thrown back.
     """
@@ -172,10 +212,13 @@ def gate(targets: np.ndarray, last: np.ndarray, limits: Limits, speed: float = 1
         return Gated(np.empty((0, len(limits.names))), (), fault)
     inside, out_of_position = clip_position(targets.astype(np.float64), limits.low, limits.high)
     inside, out_of_workspace = clip_position(inside, limits.workspace_low, limits.workspace_high)
-    bounded, too_fast = clip_velocity(inside, last, limits.max_step, speed)
+    standing = np.zeros(len(limits.names))
+    last_step = standing if last_step is None else last_step
+    bounded, too_fast, too_sudden = clip_steps(inside, last, last_step, limits, speed)
     hit = [f"position {limits.names[i]}" for i in np.flatnonzero(out_of_position)]
     hit += [f"workspace {limits.names[i]}" for i in np.flatnonzero(out_of_workspace)]
     hit += [f"velocity {limits.names[i]}" for i in np.flatnonzero(too_fast)]
+    hit += [f"acceleration {limits.names[i]}" for i in np.flatnonzero(too_sudden)]
     return Gated(bounded, tuple(hit), "")
 
 

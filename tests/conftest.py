@@ -7,10 +7,14 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from rig import LoopRig, two_joint_spec
 
 from control.address import BusAddress
 from control.messages import RobotSpec
+
+settings.register_profile("saccade", deadline=None)  # a loaded machine is no failure
+settings.load_profile("saccade")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

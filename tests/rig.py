@@ -69,7 +69,9 @@ class FixedHead:
 class LoopRig:
     """A ControlLoop on a fake clock with hand-fed inputs; `tick` moves one period on."""
 
-    def __init__(self, head: Any = None, spec: RobotSpec | None = None, **settings: Any) -> None:
+    def __init__(
+        self, head: Any = None, spec: RobotSpec | None = None, needed_cameras: Any = None, **settings: Any
+    ) -> None:
         self.clock = FakeClock()
         self.robot, self.state, self.features = Queue(), Queue(), Queue()
         self.instruction, self.action, self.cycle = Queue(), Queue(), Queue()
@@ -85,7 +87,8 @@ class LoopRig:
             "workspace": {},
         }
         ports = Ports(self.robot, self.state, self.features, self.instruction, self.action, self.cycle)
-        self.loop = ControlLoop(self.clock, self.head, LoopSettings(**(defaults | settings)), ports, session=7)
+        options = LoopSettings(**(defaults | settings))
+        self.loop = ControlLoop(self.clock, self.head, options, ports, 7, needed_cameras=needed_cameras)
         self.feature_seq = 0
 
     def feed_robot(self) -> None:

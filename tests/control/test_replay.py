@@ -68,7 +68,7 @@ class Hand:
 
 @pytest.fixture
 def rig():
-    return LoopRig(head=Hand())
+    return LoopRig(head=Hand(), max_following_s=60)  # its measurements are made up and follow no command
 
 
 def record(file, rig, ticks=TICKS, texts=("touch red", "touch the blue one"), leave_out=()):

@@ -10,9 +10,10 @@ from rig import two_joint_spec
 
 from control.errors import MismatchError
 from control.messages import Mode
-from control.safety import Freshness, Limits, clip_velocity, gate, next_mode
+from control.safety import Freshness, Limits, clip_steps, find_following_error, find_outside, gate, next_mode
 
 LIMITS = Limits.of(two_joint_spec(), 0.1)
+SUDDEN = Limits.of(two_joint_spec(max_acceleration=np.array([4.0, 8.0])), 0.1)  # 0.04 and 0.08 a step more
 ANY_FLOAT = st.floats(allow_nan=True, allow_infinity=True, width=64)
 CHUNKS = hnp.arrays(np.float64, st.tuples(st.integers(0, 8), st.integers(0, 4)), elements=ANY_FLOAT)
 INSIDE = st.tuples(st.floats(-1, 1), st.floats(-2, 2)).map(np.array)
@@ -67,8 +68,56 @@ def test_a_robot_found_outside_its_limits_is_led_back_slowly():
 
 
 def test_speed_scales_every_step_of_the_chunk():
-    targets, _ = clip_velocity(np.array([[0.08, 0.0], [0.16, 0.0]]), np.zeros(2), LIMITS.max_step, 0.5)
+    chunk = np.array([[0.08, 0.0], [0.16, 0.0]])
+    targets, _, _ = clip_steps(chunk, np.zeros(2), np.zeros(2), LIMITS, 0.5)
     assert np.allclose(targets[:, 0], [0.04, 0.09])
+
+
+STEPS = st.tuples(st.floats(-0.1, 0.1), st.floats(-0.2, 0.2)).map(np.array)
+
+
+@given(
+    targets=hnp.arrays(np.float64, (4, 2), elements=st.floats(-3, 3)), last=INSIDE, step=STEPS, speed=st.floats(0, 1)
+)
+def test_no_step_is_faster_than_the_one_before_by_more_than_the_acceleration(targets, last, step, speed):
+    eased, plain = gate(targets, last, SUDDEN, speed, step), gate(targets, last, LIMITS, speed, step)
+    steps = np.diff(np.vstack((last - step, last, eased.targets)), axis=0)
+    before, after = steps[:-1], steps[1:]
+    allowed = SUDDEN.max_speeding_up + 1e-12
+    assert (after <= np.maximum(before, 0) + allowed).all() and (after >= np.minimum(before, 0) - allowed).all()
+    assert (np.abs(after) <= LIMITS.max_step * speed + 1e-12).all()
+    assert (np.abs(eased.targets[0] - last) <= np.abs(plain.targets[0] - last) + 1e-12).all()  # only ever shorter
+    assert (eased.targets >= SUDDEN.low - 1e-12).all() and (eased.targets <= SUDDEN.high + 1e-12).all()
+
+
+def test_speeding_up_is_limited_and_named_and_braking_is_not():
+    assert gate(np.array([[0.1, 0.0]]), np.zeros(2), SUDDEN).hit == ("acceleration a",)
+    assert gate(np.array([[0.1, 0.0]]), np.zeros(2), SUDDEN).targets[0, 0] == pytest.approx(0.04)
+    braked = gate(np.array([[0.01, 0.0]]), np.zeros(2), SUDDEN, last_step=np.array([0.1, 0.0]))
+    assert braked.hit == () and braked.targets[0, 0] == pytest.approx(0.01)
+    turned = gate(np.array([[-0.1, 0.0]]), np.zeros(2), SUDDEN, last_step=np.array([0.1, 0.0]))
+    assert turned.hit == ("acceleration a",) and turned.targets[0, 0] == pytest.approx(-0.04)
+
+
+def test_an_acceleration_that_is_none_or_zero_is_refused():
+    for bad in (np.zeros(2), np.array([1.0, math.nan]), np.ones(3)):
+        with pytest.raises(ValueError, match="max_acceleration"):
+            two_joint_spec(max_acceleration=bad)
+
+
+def test_a_measurement_far_outside_its_limits_is_named_and_a_little_outside_is_led_back():
+    assert find_outside(np.array([1.19, 0.0]), two_joint_spec()) == ""
+    assert find_outside(np.array([1.21, 0.0]), two_joint_spec()) == (
+        "the state of a is 1.21, far outside its limits -1..1: wrong unit, or not calibrated?"
+    )
+
+
+def test_an_arm_that_does_not_follow_is_named_with_how_far():
+    spec, commanded = two_joint_spec(), np.array([0.5, 0.0])
+    assert find_following_error(np.array([0.1, 0.0]), commanded, spec, 0.5) == ""
+    assert find_following_error(np.array([-0.1, 0.0]), commanded, spec, 0.5).startswith(
+        "a is measured at -0.1 and commanded to 0.5: further than the 0.5 of safety.max_following_s (0.5 s at its"
+    )
 
 
 def test_speed_falls_in_a_straight_line_from_slow_to_hold():
