@@ -16,11 +16,13 @@ import numpy as np
 
 from control.address import BusAddress
 from control.bus import Latest, Publisher
+from control.camera_watch import CameraLimits, CameraWatch
 from control.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock, Pacer
 from control.errors import RobotFailure, SaccadeError
 from control.history import StateHistory
 from control.messages import ActionChunk, Frames, Instruction, Mode, RobotSpec, State
-from control.robot import Judge, Robot
+from control.reasons import Told
+from control.robot import Judge, Robot, StampsImages
 
 log = logging.getLogger("robot")
 
@@ -39,14 +41,27 @@ class Follower:
         self._chunk: ActionChunk | None = None
         self._from: np.ndarray | None = None
         self._from_ns = 0
+        self._newest_ns = 0  # the latest stamp of an action that was not from the future
         self.commanded: np.ndarray | None = None  # (A,) the newest command, None while only a measurement can tell
         self.reason = "no action yet"
+
+    def find_old(self, chunk: ActionChunk) -> str:
+        """Why an action is none to take: one that was sent later has been taken. '' when it is the newest.
+
+        The same action again is harmless: its stamp is the watchdog's.
+        """
+        if chunk.stamp_ns >= self._newest_ns:
+            return ""
+        late_ms = (self._newest_ns - chunk.stamp_ns) / NS_PER_MS
+        return f"action {chunk.seq} is {late_ms:.0f} ms older than the newest: out of order, or sent again; ignored"
 
     def take(self, chunk: ActionChunk, measured: np.ndarray | None, now_ns: int) -> None:
         """A new chunk replaces the one before. Its way begins at the last command, else at what is `measured` (A,).
 
         With STOP the last command is forgotten: the arm may be moved by hand until it is resumed.
         """
+        if chunk.stamp_ns <= now_ns + NS_PER_MS:  # one from the future must not make all others seem old
+            self._newest_ns = chunk.stamp_ns
         if chunk.mode is Mode.STOP:
             self.commanded = None
         self._chunk, self._from_ns = chunk, now_ns
@@ -105,10 +120,15 @@ class RobotHost:
         camera_hz: float = 25.0,
         watchdog_ns: int = 300 * NS_PER_MS,
         history_samples: int = 0,
+        cameras: CameraLimits | None = None,
     ) -> None:
         """`history_samples` above 0: the robot is measured at every step, and a state carries so many of the last."""
         self._robot = robot
         self._judge = robot if isinstance(robot, Judge) else None
+        self._stamps = robot if isinstance(robot, StampsImages) else None
+        self._watch = CameraWatch(robot.spec.cameras, cameras or CameraLimits())
+        self._camera_faults: dict[str, str] = {}
+        self._told = Told(log)
         self._clock = clock or MonotonicClock()
         self._spec = robot.spec
         self._follower = Follower(self._spec, watchdog_ns, round(NS_PER_S / host_hz))
@@ -177,16 +197,16 @@ class RobotHost:
             if is_due:
                 self._publish_state(stamp_ns, values)
         if self._is_due("frames", now_ns):
-            stamp_ns = self._clock.now_ns()
-            images = self._robot.read_frames()
-            self._frames_out.send(Frames(self._next("frames"), stamp_ns, images, self._clock.now_ns()))
+            self._publish_frames()
 
     def _follow(self, now_ns: int) -> None:
         chunk = self._actions.poll()
         if self._actions.rejected > self._rejected:
             self._rejected = self._actions.rejected
-            log.warning("refused a message: %s", self._actions.last_error)
-        if chunk is not None:
+            self._told.warn(f"refused a message: {self._actions.last_error}")
+        if chunk is not None and (old := self._follower.find_old(chunk)):
+            self._told.warn(old)
+        elif chunk is not None:
             needed = self._follower.commanded is None or chunk.mode is Mode.STOP
             self._follower.take(chunk, self._measured() if needed else None, now_ns)
         target = self._follower.target(now_ns)
@@ -216,7 +236,20 @@ class RobotHost:
     def _publish_state(self, stamp_ns: int, values: np.ndarray) -> None:
         window = self._history.window() if self._history is not None else None
         done = self._judge.judge() if self._judge is not None else None
-        self._state_out.send(State(self._next("state"), stamp_ns, values, window, self._instruction[1], done))
+        task_id, faults = self._instruction[1], self._camera_faults
+        self._state_out.send(State(self._next("state"), stamp_ns, values, window, task_id, done, faults))
+
+    def _publish_frames(self) -> None:
+        stamp_ns = self._clock.now_ns()
+        images = self._robot.read_frames()
+        captured_ns = self._stamps.captured_ns if self._stamps is not None else {}
+        before, self._camera_faults = self._camera_faults, self._watch.find_faults(stamp_ns, images, captured_ns)
+        for name in before.keys() - self._camera_faults.keys():
+            log.info("camera '%s' is well again", name)
+        for name, fault in self._camera_faults.items():
+            self._told.warn(f"camera '{name}' {fault}")
+        seq, ready_ns = self._next("frames"), self._clock.now_ns()
+        self._frames_out.send(Frames(seq, stamp_ns, images, ready_ns, captured_ns, self._camera_faults))
 
     def _is_due(self, what: str, now_ns: int) -> bool:
         if now_ns < self._due_ns[what]:

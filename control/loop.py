@@ -39,7 +39,9 @@ MAX_CHUNK_ROWS = 100  # a chunk is followed no longer than the robot's watchdog;
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """`state_max_age_ms` and `switch_max_ms` lead to HOLD, `max_following_s` to STOP; `max_missed_ticks` is how many a single overrun may cost."""
+    """`state_max_age_ms` and `switch_max_ms` lead to HOLD, `max_following_s` to STOP; `max_missed_ticks` is how many a
+    single overrun may cost.
+    """
 
     period_ns: int
     freshness: Freshness
@@ -290,7 +292,7 @@ class ControlLoop:
 
 
 def followed_to(sent: np.ndarray, missed: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Where a chunk (H, A) has led after so many `missed` ticks (A,), and by which step; None: past its end it stands."""
+    """Where a chunk (H, A) has led after so many `missed` ticks (A,), and by which step, None past its end."""
     row = min(missed, len(sent) - 1)
     return sent[row], sent[row] - sent[row - 1] if 0 < missed < len(sent) else None
 

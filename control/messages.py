@@ -87,6 +87,12 @@ class Frames:
     stamp_ns: int
     images: dict[str, np.ndarray]  # camera -> (height, width, 3) uint8 RGB
     published_ns: int | None = None  # when all images were there and went to the bus; None where nobody stamps it
+    captured_ns: dict[str, int] = field(default_factory=dict)  # camera -> when its driver says its image was taken
+    faults: dict[str, str] = field(default_factory=dict)  # camera -> what is wrong with its image
+
+    def view_age_ms(self, camera: str) -> float:
+        """How much older than the stamp the image of a camera is: 0 where its driver does not say."""
+        return max(0, self.stamp_ns - self.captured_ns.get(camera, self.stamp_ns)) / 1_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -53,6 +53,18 @@ class Robot(Protocol):
 
 
 @runtime_checkable
+class StampsImages(Protocol):
+    """What a robot adds when its driver knows when each image was taken: a late or frozen camera is then found by it,
+    and features are as old as their oldest image.
+    """
+
+    @property
+    def captured_ns(self) -> dict[str, int]:
+        """Camera -> monotonic ns of the image that `read_frames` returned last."""
+        ...
+
+
+@runtime_checkable
 class Draws(Protocol):
     """What a simulated robot adds when it can draw scenes as its policy meets them, without being driven there."""
 

@@ -145,6 +145,7 @@ def camera_size(value: Any, where: str) -> tuple[int, int]:
 _AXIS_VALUES = array("float64", (MAX_AXES,))
 _MS = number(0.0)
 _NAMES = sequence(text(MAX_NAME_CHARS, min_chars=1), MAX_AXES)
+_CAMERA_FAULTS = mapping(text(200, min_chars=1), MAX_CAMERAS)
 _HEADER = {"seq": integer(), "stamp_ns": integer()}
 
 # topic -> noun, how each field is checked, most bytes of a message
@@ -166,7 +167,13 @@ SCHEMAS: dict[str, tuple[type, dict[str, Check], int]] = {
     ),
     "frames": (
         Frames,
-        _HEADER | {"images": mapping(image, MAX_CAMERAS), "published_ns": optional(integer())},
+        _HEADER
+        | {
+            "images": mapping(image, MAX_CAMERAS),
+            "published_ns": optional(integer()),
+            "captured_ns": mapping(integer(), MAX_CAMERAS),
+            "faults": _CAMERA_FAULTS,
+        },
         64 << 20,
     ),
     "state": (
@@ -177,7 +184,7 @@ SCHEMAS: dict[str, tuple[type, dict[str, Check], int]] = {
             "history": optional(array("float64", (1024, MAX_AXES))),
             "task_instruction_id": integer(),
             "task_done": optional(flag),
-            "camera_faults": mapping(text(200, min_chars=1), MAX_CAMERAS),
+            "camera_faults": _CAMERA_FAULTS,
         },
         2 << 20,
     ),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -23,6 +24,7 @@ from vla.engine import Engine
 from vla.errors import CameraError, EncodeError, NonFiniteFeatures
 from vla.policy_spec import PolicySpec
 from vla.pooling import ViewAggregation
+from vla.preprocess import GREY
 from vla.prompt import Prompt, Prompter
 from vla.qwen import QwenBackbone
 from vla.reuse import ViewReuse
@@ -64,7 +66,7 @@ class QwenEncoder:
     ) -> None:
         self.policy_id = policy_id
         self.cameras = dict(spec.cameras)
-        self._sizes = spec.model_sizes
+        self._sizes, self._optional = spec.model_sizes, frozenset(spec.optional_cameras)
         self._engine, self._prompter = engine, prompter
         self._aggregate = aggregate.eval()
         self._epoch = encoder_epoch
@@ -79,7 +81,7 @@ class QwenEncoder:
 
     @torch.inference_mode()
     def encode(self, frames: Frames, instruction: Instruction) -> Features:
-        self._check(frames)
+        frames = self._usable(frames)
         watch = _Stopwatch(self.backbone.device)
         captures = self._engine.captures
         due = self._reuse.due(frames, instruction, tuple(self.cameras))
@@ -133,7 +135,7 @@ class QwenEncoder:
 
     def pooled(self, frames: Frames, text: str) -> torch.Tensor:
         """(V, Q, D) float32 features of each camera before they are aggregated: what accuracy is judged by."""
-        self._check(frames)
+        frames = self._usable(frames)
         names = tuple(self.cameras)
         with torch.inference_mode():
             watch = _Stopwatch(self.backbone.device)
@@ -174,9 +176,17 @@ class QwenEncoder:
         self._prompts.move_to_end((text, names))
         return prompt
 
-    def _check(self, frames: Frames) -> None:
+    def _usable(self, frames: Frames) -> Frames:
+        """The frames with grey for optional cameras that fail. Raises CameraError for the others."""
+        failing = {name for name in self._optional if name in frames.faults or name not in frames.images}
+        if failing:
+            grey = {name: np.full((*self.cameras[name], 3), GREY, dtype=np.uint8) for name in failing}
+            captured_ns = {name: at for name, at in frames.captured_ns.items() if name not in failing}
+            frames = replace(frames, images=frames.images | grey, captured_ns=captured_ns)
         for name, size in self.cameras.items():
             image = frames.images.get(name)
+            if name in frames.faults and name not in failing:
+                raise CameraError(f"frame {frames.seq}: camera '{name}' {frames.faults[name]}")
             if image is None:
                 raise CameraError(
                     f"frame {frames.seq} lacks camera '{name}'; it has {', '.join(frames.images) or 'none'}"
@@ -186,6 +196,7 @@ class QwenEncoder:
                     f"frame {frames.seq}, camera '{name}': expected {size[0]}x{size[1]}x3 uint8 (height x width),"
                     f" got {'x'.join(map(str, image.shape))} {image.dtype}: check the camera's resolution"
                 )
+        return frames
 
 
 class _Stopwatch:

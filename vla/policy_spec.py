@@ -72,6 +72,7 @@ class PolicySpec(Strict):
     image_size: tuple[ModelPixels, ModelPixels] | None = (
         None  # [height, width] the model reads; None: the nearest it can
     )
+    optional_cameras: tuple[str, ...] = ()  # those it was trained to do without: grey where they fail
     state_names: tuple[str, ...] = Field(min_length=1)
     action_names: tuple[str, ...] = Field(min_length=1)
     horizon: int = Field(ge=1, le=256)
@@ -89,6 +90,10 @@ class PolicySpec(Strict):
             raise ValueError("pooling.queries other than 1 needs pooling.view 'attention'")
         if self.pooling.view == "attention" and len(set(self.model_sizes.values())) != 1:
             raise ValueError("attention pooling needs one image size for all cameras")
+        if unknown := set(self.optional_cameras) - self.cameras.keys():
+            raise ValueError(f"optional_cameras names {sorted(unknown)}, cameras are {', '.join(self.cameras)}")
+        if not self.needed_cameras:
+            raise ValueError("optional_cameras leaves no camera that is needed: it would act with its eyes shut")
         if self.head.kind == "hold" and self.window is not None:
             raise ValueError("window needs a trained head: head.kind 'hold' looks at the newest state alone")
         return self
@@ -97,6 +102,11 @@ class PolicySpec(Strict):
     def needs_head_file(self) -> bool:
         """Whether anything of pooling, aggregation or head is trained."""
         return self.head.kind != "hold" or "attention" in (self.pooling.view, self.pooling.aggregation)
+
+    @property
+    def needed_cameras(self) -> frozenset[str]:
+        """Those whose fault leads to HOLD."""
+        return frozenset(self.cameras) - set(self.optional_cameras)
 
     @property
     def model_sizes(self) -> dict[str, tuple[int, int]]:

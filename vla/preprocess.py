@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from vla.sizes import CHANNELS, MERGE, PATCH, PATCH_BYTES, TEMPORAL, patch_grid
 
+GREY = 128  # what an optional camera is taken to see where it fails, in training too
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as published with Qwen2.5-VL
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 

@@ -25,7 +25,7 @@ from vla.sizes import SIDE
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kept:
     image: np.ndarray
-    stamp_ns: int
+    captured_ns: int
     instruction: tuple[int, int]  # session, id
     pooled: torch.Tensor  # (Q, D)
 
@@ -57,13 +57,14 @@ class ViewReuse:
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """(V, Q, D) of all `names` from the newly `pooled` views and the kept ones, and each view's extra age in ms."""
         if not self.cameras and pooled is not None:
-            return pooled, dict.fromkeys(names, 0.0)
+            return pooled, {name: frames.view_age_ms(name) for name in names}
         new = {} if pooled is None else dict(zip(encoded, pooled, strict=True))
         for name in self.cameras.intersection(encoded):
             key = (instruction.session, instruction.id)
-            self._kept[name] = _Kept(frames.images[name], frames.stamp_ns, key, new[name].clone())
+            captured_ns = frames.captured_ns.get(name, frames.stamp_ns)
+            self._kept[name] = _Kept(frames.images[name], captured_ns, key, new[name].clone())
         views = torch.stack([new[name] if name in new else self._kept[name].pooled for name in names])
-        ages = {name: 0.0 if name in new else self._age_ms(name, frames) for name in names}
+        ages = {name: frames.view_age_ms(name) if name in new else self._age_ms(name, frames) for name in names}
         return views, ages
 
     def forget(self) -> None:
@@ -71,7 +72,7 @@ class ViewReuse:
         self._kept.clear()
 
     def _age_ms(self, name: str, frames: Frames) -> float:
-        return (frames.stamp_ns - self._kept[name].stamp_ns) / NS_PER_MS
+        return (frames.stamp_ns - self._kept[name].captured_ns) / NS_PER_MS
 
     def _is_usable(self, name: str, frames: Frames, instruction: Instruction) -> bool:
         kept = self._kept.get(name)

@@ -21,7 +21,7 @@ from control.address import BusAddress
 from control.bus import Latest, Publisher
 from control.clock import NS_PER_MS, NS_PER_S
 from control.messages import Frames, Instruction
-from control.reasons import kind
+from control.reasons import Told
 from vla.assemble import EncoderOptions, load_encoder
 from vla.encoder import Encoder
 from vla.errors import EncodeError
@@ -30,7 +30,6 @@ log = logging.getLogger("encoder")
 
 _IDLE_MS = 50  # how often a parent's end or a signal is noticed while nothing comes in
 _MEASURED_ENCODES, _MEASURE_AT_MOST_MS = 5, 2000.0
-_SILENCE_S = 5.0  # a fault that goes on is said again after this time
 
 
 def run_encoder(
@@ -95,7 +94,7 @@ class EncoderService:
         self._frames: Frames | None = None
         self._instruction: Instruction | None = None
         self._encoded: tuple[int, int, int] | None = None  # frame stamp, session, instruction id
-        self._fault, self._fault_s = "", 0.0
+        self._told = Told(log)
         self._rejected = 0
 
     def run(self, stopped: Callable[[], bool]) -> None:
@@ -124,7 +123,7 @@ class EncoderService:
         try:
             self._features_out.send(self._encoder.encode(self._frames, self._instruction))
         except EncodeError as error:
-            self._say_fault(f"frame {self._frames.seq} not encoded: {error}")
+            self._told.error(f"frame {self._frames.seq} not encoded: {error}")
 
     def _wait_ms(self) -> int:
         """How long nothing needs to be done unless a message comes: until the next encode is due, but not for long."""
@@ -135,10 +134,4 @@ class EncoderService:
         rejected = self._frames_in.rejected + self._instructions_in.rejected
         if rejected > self._rejected:
             self._rejected = rejected
-            self._say_fault(f"refused a message: {self._frames_in.last_error or self._instructions_in.last_error}")
-
-    def _say_fault(self, fault: str) -> None:
-        now_s = time.monotonic()
-        if kind(fault) != self._fault or now_s - self._fault_s > _SILENCE_S:
-            log.error(fault)
-            self._fault, self._fault_s = kind(fault), now_s
+            self._told.error(f"refused a message: {self._frames_in.last_error or self._instructions_in.last_error}")

@@ -123,6 +123,20 @@ def test_an_action_from_the_future_is_not_followed(follower, clock):
     assert "share one clock" in follower.reason
 
 
+def test_one_from_the_future_does_not_make_the_next_ones_seem_old(follower, clock):
+    follower.take(chunk(clock, [[0.1, 0.0]], age_ms=-50), np.zeros(2), clock.now_ns())
+    clock.advance(10 * NS_PER_MS)
+    assert follower.find_old(chunk(clock, [[0.1, 0.0]])) == ""
+
+
+def test_an_action_that_is_older_than_the_newest_is_no_action(follower, clock):
+    late, stop = chunk(clock, [[0.5, 0.0]]), chunk(clock, np.empty((0, 0)), Mode.STOP, age_ms=-20)
+    clock.advance(20 * NS_PER_MS)
+    follower.take(stop, np.zeros(2), clock.now_ns())
+    assert follower.find_old(late) == "action 1 is 20 ms older than the newest: out of order, or sent again; ignored"
+    assert follower.find_old(stop) == ""  # the same again, as harmless as it was
+
+
 def test_targets_are_clipped_once_more_to_the_robots_limits(follower, clock):
     follower.take(chunk(clock, [[5.0, -5.0]] * 20, valid_ms=2000), np.array([0.95, -1.9]), clock.now_ns())
     follow(follower, clock, 300)
@@ -199,6 +213,77 @@ def test_the_host_publishes_spec_state_and_frames_and_follows_actions(bus):
     stepped_until(host, lambda: (one := state.poll()) is not None and one.task_instruction_id == 4)
     for port in (actions, instructions, state, frames, spec, host):
         port.close()
+
+
+def test_replayed_and_reordered_actions_never_move_the_arm(bus, caplog):
+    robot = ScriptedRobot()
+    host, actions = RobotHost(robot, bus), Publisher(bus, "action")
+    before_ns = time.monotonic_ns()
+    sent: list[ActionChunk] = []
+
+    def act(mode=Mode.RUN, target=0.2):
+        now_ns = time.monotonic_ns()
+        targets = np.array([[target, 0.0]]) if mode is Mode.RUN else np.empty((0, 0))
+        sent.append(ActionChunk(len(sent), now_ns, 1, None, mode, targets, 0.001, now_ns + 10**9))
+        actions.send(sent[-1])
+
+    def moved():
+        act()
+        return robot.position[0] == 0.2
+
+    stepped_until(host, moved)
+    act(Mode.STOP)
+    stepped_until(host, lambda: robot.calls == ["hold"])
+
+    def replayed():
+        actions.send(sent[len(sent) // 2])
+        now_ns = time.monotonic_ns()
+        actions.send(ActionChunk(9, before_ns, 1, None, Mode.RUN, np.array([[-0.9, 0.0]]), 0.001, now_ns + 10**9))
+        return "older than the newest" in caplog.text
+
+    stepped_until(host, replayed)
+    for _ in range(20):
+        replayed()
+        host.step()
+    assert robot.position[0] == 0.2 and robot.calls == ["hold"]
+    assert caplog.text.count("older than the newest") == 1  # a flood of actions is no flood of lines
+
+    def resumed():
+        act(target=0.1)
+        return robot.position[0] == 0.1
+
+    stepped_until(host, resumed)
+    actions.close()
+    host.close()
+
+
+def test_a_camera_fault_goes_out_with_state_and_frames(bus):
+    host = RobotHost(ScriptedRobot(), bus)  # its images are black
+    inboxes = {"state": Latest(bus, "state"), "frames": Latest(bus, "frames")}
+    got = {}
+
+    def collect():
+        got.update({name: noun for name, inbox in inboxes.items() if (noun := inbox.poll()) is not None})
+        return len(got) == 2 and got["state"].camera_faults
+
+    stepped_until(host, collect)
+    assert got["state"].camera_faults == got["frames"].faults
+    assert got["state"].camera_faults["front"].startswith("is black")
+    for port in (*inboxes.values(), host):
+        port.close()
+
+
+def test_the_stamps_of_a_driver_travel_with_its_images(bus):
+    class Stamping(ScriptedRobot):
+        captured_ns = {"front": 7}
+
+    host, frames = RobotHost(Stamping(), bus), Latest(bus, "frames")
+    got = []
+    stepped_until(host, lambda: (one := frames.poll()) is not None and not got.append(one))
+    assert got[0].captured_ns == {"front": 7} and got[0].view_age_ms("front") > 500
+    assert got[0].faults["front"].startswith("is late: its newest image is ")
+    frames.close()
+    host.close()
 
 
 def test_whatever_ends_the_host_the_robot_is_held_and_then_closed(bus):

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from control.clock import NS_PER_MS
 from control.messages import Frames
 from tests.vla.conftest import edit_yaml, frames, instruction
 from vla import weights
@@ -14,6 +16,7 @@ from vla.assemble import EncoderOptions, load_encoder
 from vla.encoder import QwenEncoder
 from vla.errors import CameraError, DeviceFault, EncodeError, FileFault, NonFiniteFeatures, PromptError
 from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice
+from vla.preprocess import GREY
 from vla.qwen import QwenBackbone
 
 
@@ -65,6 +68,28 @@ def test_a_missing_camera_is_named(encoder: QwenEncoder) -> None:
 def test_a_camera_of_another_size_is_named_with_both_sizes(encoder: QwenEncoder) -> None:
     with pytest.raises(CameraError, match="camera 'front': expected 56x56x3 uint8 .*, got 112x112x3 uint8"):
         encoder.encode(frames(side=112), instruction())
+
+
+def test_a_faulty_camera_is_refused_by_its_name(encoder: QwenEncoder) -> None:
+    with pytest.raises(CameraError, match="frame 7: camera 'wrist' is black"):
+        encoder.encode(replace(frames(), faults={"wrist": "is black"}), instruction())
+
+
+@pytest.mark.parametrize("lost", [{}, {"wrist": "is black"}])
+def test_an_optional_camera_that_fails_is_taken_to_see_grey(policy_folder: Path, lost: dict[str, str]) -> None:
+    edit_yaml(policy_folder, optional_cameras=["wrist"])
+    encoder = load_encoder(policy_folder, "cpu", encoder_epoch=42)
+    grey = np.full_like(frames().images["wrist"], GREY)
+    expected = encoder.encode(Frames(7, 123, frames().images | {"wrist": grey}), instruction()).tokens
+    failing = replace(frames(), faults=lost, captured_ns={"wrist": 3}) if lost else frames(cameras=("front",))
+    got = encoder.encode(failing, instruction())
+    np.testing.assert_array_equal(got.tokens, expected)
+    assert got.view_age_ms == {"front": 0.0, "wrist": 0.0}
+
+
+def test_features_are_as_old_as_their_images(encoder: QwenEncoder) -> None:
+    late = replace(frames(), stamp_ns=10**9, captured_ns={"front": 10**9 - 30 * NS_PER_MS, "wrist": 10**15})
+    assert encoder.encode(late, instruction()).view_age_ms == {"front": 30.0, "wrist": 0.0}
 
 
 def test_an_instruction_that_cannot_be_encoded_leaves_the_encoder_usable(encoder: QwenEncoder) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from control.messages import Frames
+from control.messages import Frames, RobotSpec
 from tests.vla import squares
 from tests.vla.conftest import instruction
 from vla import policy
@@ -20,6 +20,7 @@ from vla.engine import Engine
 from vla.errors import TrainingFault
 from vla.policy import load_head
 from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, identify, load_spec, verify
+from vla.preprocess import GREY
 from vla.prompt import Prompter
 from vla.qwen import QwenBackbone
 from vla.training.checkpoint import Progress
@@ -98,6 +99,26 @@ def test_the_policy_acts_as_the_learner_that_was_trained(tiny: QwenBackbone, pro
         chunk = learner.head.act(features.tokens, state, float(batch.feature_age_ms[sample, 0]))
         wanted = state + (steps[sample] * learner.head.step_std + learner.head.step_mean).numpy()
         np.testing.assert_allclose(chunk, wanted, atol=1e-4)
+
+
+def test_optional_cameras_are_grey_in_a_share_of_the_training_and_the_others_never(prompter: Prompter) -> None:
+    robot = squares.robot(2, SIDE)
+    spec = with_optional(robot, "view1")
+    batch = next(squares.batches(3, 200, 2, SIDE))
+    plain, masked = (Collator(spec, prompter, masks)(batch).images for masks in (None, np.random.default_rng(0)))
+    plain, masked = (images.unflatten(0, (-1, 2)) for images in (plain, masked))
+    assert torch.equal(plain[:, 0], masked[:, 0])
+    is_grey = (masked[:, 1] == GREY).all(dim=-1).all(dim=-1)
+    assert 0.05 < is_grey.float().mean() < 0.15
+    assert torch.equal(plain[~is_grey, 1], masked[~is_grey, 1])
+
+
+def with_optional(robot: RobotSpec, *optional: str) -> PolicySpec:
+    return PolicySpec(
+        name="x", backbone="backbone", geometry="tiny", width=32, cameras=robot.cameras, state_names=robot.state_names,
+        action_names=robot.action_names, horizon=8, period_s=0.1, pooling=PoolingChoice(view="attention"),
+        head=HeadChoice(kind="regression"), optional_cameras=optional,
+    )  # fmt: skip
 
 
 def test_cells_and_offsets_come_from_the_pixel_place(tiny: QwenBackbone, prompter: Prompter) -> None:

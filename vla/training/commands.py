@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,6 +75,7 @@ class TrainOptions:
     seed: int
     overwrite: bool
     steps: int = 6000  # of the head alone
+    optional_cameras: tuple[str, ...] = ()  # to do without where they fail, end to end
 
     @property
     def head_choice(self) -> HeadChoice:
@@ -97,6 +98,7 @@ class TrainOptions:
             str(self.workers),
         ]
         words += ["--from", str(self.start_from)] if self.start_from else []
+        words += ["--optional-cameras", ",".join(self.optional_cameras)] if self.optional_cameras else []
         return words + (["--patience", str(self.patience)] if self.patience else [])
 
 
@@ -168,6 +170,7 @@ def _reading(head: HeadChoice, source: Source) -> HeadChoice:
 
 def _backbone(options: TrainOptions, source: Source, log: Callable[[str], None]) -> None:
     shape = Shape(HORIZON, source.period_s, "tabletop", _reading(options.head_choice, source), source.objects)
+    shape = replace(shape, optional_cameras=options.optional_cameras)
     schedule = Schedule(minutes=options.minutes, patience=options.patience, seed=options.seed, practice=PRACTICE_SHARE)
     train(
         lambda seed: source.batches(seed, HORIZON, PolicyOnDisk(options.out, OWN_AFTER * options.minutes), log),
@@ -206,6 +209,7 @@ def train_on_recordings(options: TrainOptions, data: Sequence[Path], log: Callab
             options.start_from,
             options.overwrite,
             options.device,
+            options.optional_cameras,
         )
         return
     if options.start_from is None:

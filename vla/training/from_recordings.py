@@ -34,10 +34,11 @@ def train_end_to_end(
     start_from: Path | None = None,
     overwrite: bool = False,
     device: str = "cpu",
+    optional_cameras: tuple[str, ...] = (),
 ) -> None:
     """Backbone, pooling and head, from nothing or from a policy of the same shape; goes on after an interrupt."""
     log("no ground truth in recordings: perception learns from the actions alone, which takes far more data")
-    shape = Shape(horizon, found.period_s, found.robot.name, head, queries=1)
+    shape = Shape(horizon, found.period_s, found.robot.name, head, queries=1, optional_cameras=optional_cameras)
     train(
         lambda seed: batches(found.episodes, seed, FRAMES, ACTING, max_age_ms),
         held_out_batches(found, max_age_ms),

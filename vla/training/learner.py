@@ -25,7 +25,7 @@ from vla.head import SMOOTH as ACTION_SMOOTH
 from vla.head import TrainedHead
 from vla.policy import action_head, view_aggregation, view_pooling
 from vla.policy_spec import PolicySpec
-from vla.preprocess import patches, resize
+from vla.preprocess import GREY, patches, resize
 from vla.prompt import Prompt, Prompter, Row, stack
 from vla.qwen import QwenBackbone
 from vla.sizes import SIDE
@@ -34,6 +34,7 @@ from vla.training.dataset import Batch, Rehearsal
 MIN_STD = 1e-3
 MIN_VALUE_STD = 0.01
 FACTS_WEIGHT = 6.0
+MASKED_SHARE = 0.1  # of the captures in which an optional camera is grey
 LENGTH_UNIT, CM = "_m", 100.0  # facts whose name ends so are lengths in metres
 SMOOTH = 0.1  # where the smooth L1 losses of perception turn quadratic
 
@@ -210,10 +211,12 @@ def normalise_values(head: TrainedHead, facts: np.ndarray) -> None:
 
 
 class Collator:
-    """Batches -> tensors. Keeps the token rows of the instructions it has met."""
+    """Batches -> tensors. Keeps the token rows of the instructions it has met. With `masks` optional cameras are grey
+    in a share of the captures, as they are where they fail.
+    """
 
-    def __init__(self, spec: PolicySpec, prompter: Prompter) -> None:
-        self._spec = spec
+    def __init__(self, spec: PolicySpec, prompter: Prompter, masks: np.random.Generator | None = None) -> None:
+        self._spec, self._masks = spec, masks
         self._row = lru_cache(maxsize=16384)(prompter.row)
 
     def __call__(self, batch: Batch) -> Inputs:
@@ -221,7 +224,7 @@ class Collator:
         rows: list[Row] = [
             self._row(text, camera, size) for text in batch.instructions for camera, size in cameras.items()
         ]
-        images = torch.stack([torch.from_numpy(batch.images[camera]) for camera in cameras], dim=1)
+        images = torch.stack([torch.from_numpy(self._seen(batch.images[camera], camera)) for camera in cameras], dim=1)
         return Inputs(
             patches(resize(images.flatten(0, 1), *next(iter(cameras.values())))),
             torch.from_numpy(batch.image_index).long(),
@@ -233,6 +236,13 @@ class Collator:
             self._sighting(batch),
             self._given(batch),
         )
+
+    def _seen(self, images: np.ndarray, camera: str) -> np.ndarray:
+        """(N, H, W, 3), some of them grey."""
+        if self._masks is None or camera not in self._spec.optional_cameras:
+            return images
+        is_grey = self._masks.random(len(images)) < MASKED_SHARE
+        return np.where(is_grey[:, np.newaxis, np.newaxis, np.newaxis], np.uint8(GREY), images)
 
     def _sighting(self, batch: Batch) -> Sighting | None:
         truth = batch.truth

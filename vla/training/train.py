@@ -87,6 +87,7 @@ class Shape:
     head: HeadChoice = HeadChoice(kind="regression", hidden=512, layers=3)
     queries: int = 2
     window: WindowChoice | None = None
+    optional_cameras: tuple[str, ...] = ()  # to do without, where they fail
 
 
 def train(
@@ -137,6 +138,8 @@ def train(
         if not group.is_first:
             log = _silent
         collate = Collator(learner.spec, prompter)
+        masks = np.random.default_rng(_stream_seed(schedule.seed, group.rank, progress))
+        collate_masked = Collator(learner.spec, prompter, masks)
         run = _Run(learner, average, optimizer, group, schedule, progress, log)
         run.held_out = [collate(batch).to(group.device) for batch in validation_batches]
 
@@ -151,7 +154,7 @@ def train(
             average = run.average = AveragedModel(learner, avg_fn=_average, use_buffers=False)
             if group.is_first:
                 save()
-        run.loop((collate(batch) for batch in _watched(source, progress)), save)
+        run.loop((collate_masked(batch) for batch in _watched(source, progress)), save)
         if not group.is_first:
             return {}
         policy_id = save()
@@ -335,6 +338,7 @@ def _start(
         pooling=PoolingChoice(view="attention", queries=shape.queries, aggregation="concat"),
         head=shape.head,
         window=shape.window,
+        optional_cameras=shape.optional_cameras,
     )
     return Learner(spec, backbone), Prompter(build_tokenizer(wordings))
 
