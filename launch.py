@@ -16,6 +16,8 @@ import typer
 from control.bench_commands import app as control_bench
 from control.commands import DEFAULT_CONFIG, ROOT, ConfigOption, ParentOption, ReportOption, SetOption, load, process
 from control.commands import app as control_commands
+from control.keys_commands import app as keys_command
+from control.keys_commands import check_keys
 from control.page_commands import app as page_command
 from control.profile_commands import app as profile_command
 from control.record_commands import app as export_command
@@ -41,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(control_commands)
 app.add_typer(page_command)
+app.add_typer(keys_command)
 app.add_typer(profile_command)
 app.add_typer(vla_commands)
 app.add_typer(record_command)
@@ -151,9 +154,9 @@ def run(
     )
     code = supervisor.run(stopped, duration)
     used = settings.model_dump(mode="json")
-    for key in ("policy", "smoothing"):  # no path of this machine stands in a report
-        if used["encoder"][key] is not None:
-            used["encoder"][key] = os.path.relpath(used["encoder"][key], ROOT)
+    for section, key in (("encoder", "policy"), ("encoder", "smoothing"), ("bus", "keys")):
+        if used[section][key] is not None:  # no path of this machine stands in a report
+            used[section][key] = os.path.relpath(used[section][key], ROOT)
     result = supervisor.result() | {"config": used, **where}
     console.summary(result)
     write_report(report, result)
@@ -191,7 +194,7 @@ def check(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None) -> None
     from control.budgets import budgets
 
     settings = load(config, set_)
-    for line in [*budgets(settings), *_check_policy(settings)]:
+    for line in [*budgets(settings), *check_keys(settings.bus.build()), *_check_policy(settings)]:
         typer.echo(line)
     typer.echo("all well")
 

@@ -29,12 +29,13 @@ class BusAddress:
     """Where the topics live: `ipc://NAME` or `ipc:///DIR` (one machine, this user only), or `tcp://HOST:PORT` (a port a
     topic, counted up from PORT). `encoder` may name another tcp address for the one process that may be remote.
 
-    Anyone who reaches a tcp port can command the robot: hosts other than loopback need `allow_remote`.
+    Anyone who reaches a tcp port can command the robot: hosts other than loopback need `keys`, the folder of this
+    machine's keys (control/keys.py), which then hold on every tcp socket.
     """
 
     address: str = "ipc://saccade"
     encoder: str | None = None
-    allow_remote: bool = False
+    keys: str | None = None
 
     def __post_init__(self) -> None:
         for topic in OWNERS:
@@ -53,12 +54,16 @@ class BusAddress:
             raise BusError(
                 f"bus address '{base}': expected ipc://NAME, ipc:///FOLDER or tcp://HOST:PORT, port 1024..65000"
             )
-        if host not in ("127.0.0.1", "localhost") and not self.allow_remote:
+        if host not in ("127.0.0.1", "localhost") and self.keys is None:
             raise BusError(
                 f"bus address '{base}' is open to the network, and whoever reaches it can command the robot;"
-                " use tcp://127.0.0.1:PORT, or set bus.allow_remote: true on a network you trust"
+                " use tcp://127.0.0.1:PORT, or make keys with `launch.py keys --out DIR` and set bus.keys: DIR/robot"
             )
         return f"tcp://{host}:{int(port) + list(OWNERS).index(topic)}"
+
+    def machine(self, topic: str) -> str:
+        """By whose key the owner of a topic is known: `robot`, or `encoder` where that has an address of its own."""
+        return "encoder" if self.encoder and OWNERS[topic] == "encoder" else "robot"
 
 
 def ipc_folder(name: str) -> Path:

@@ -13,21 +13,43 @@ from typing import Any
 import zmq
 
 from control.address import BusAddress, Lease
-from control.errors import BusError, CommandFailed, NotRunning, WireError
+from control.curve import OVERHEAD_BYTES, Admission, secure_client
+from control.errors import BusError, CommandFailed, KeyFileError, NotRunning, WireError
 from control.messages import Command, Reply
 from control.wire import decode, encode, max_bytes
 
+_SUBSCRIPTION_BYTES = 4096  # all that a publisher's socket takes in; readers subscribe to everything, with none
 
-def _bind(socket: zmq.Socket, endpoint: str) -> Lease:
+
+def _bind(socket: zmq.Socket, bus: BusAddress, topic: str, most_bytes: int) -> tuple[Lease, Admission]:
+    socket.setsockopt(zmq.MAXMSGSIZE, most_bytes + OVERHEAD_BYTES)
+    endpoint = bus.endpoint(topic)
     lease = Lease(endpoint)
+    try:
+        admission = Admission(socket, bus, topic)
+    except KeyFileError:
+        lease.release()
+        socket.close()
+        raise
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
+        admission.close()
         lease.release()
         socket.close()
         in_use = "; another run or program holds it" if error.errno == zmq.EADDRINUSE else ""
         raise BusError(f"cannot bind {endpoint}: {error.strerror}{in_use}") from None
-    return lease
+    return lease, admission
+
+
+def _connect(socket: zmq.Socket, bus: BusAddress, topic: str, most_bytes: int) -> None:
+    socket.setsockopt(zmq.MAXMSGSIZE, most_bytes + OVERHEAD_BYTES)
+    try:
+        secure_client(socket, bus, topic)
+    except KeyFileError:
+        socket.close()
+        raise
+    socket.connect(bus.endpoint(topic))
 
 
 class Publisher:
@@ -45,9 +67,10 @@ class Publisher:
             self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         self._latch = latch
         self._newest: bytes | None = None
-        self._lease = _bind(self._socket, bus.endpoint(topic))
+        self._lease, self._admission = _bind(self._socket, bus, topic, _SUBSCRIPTION_BYTES)
 
     def send(self, noun: Any) -> None:
+        self._admission.answer()
         data = encode(noun)
         if self._latch:
             self._drain_subscriptions()
@@ -56,6 +79,7 @@ class Publisher:
 
     def greet(self) -> None:
         """Send the newest message again if a reader has joined since."""
+        self._admission.answer()
         if self._drain_subscriptions() and self._newest is not None:
             self._socket.send(self._newest, zmq.NOBLOCK)
 
@@ -67,6 +91,7 @@ class Publisher:
 
     def close(self) -> None:
         self._socket.close()
+        self._admission.close()
         self._lease.release()
 
 
@@ -84,14 +109,13 @@ class Subscriber:
         self._changes_only, self._before = changes_only, b""
         self._socket = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, max_bytes(topic))
         self._socket.setsockopt(zmq.RCVHWM, queue)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
         if newest_only:
             self._socket.setsockopt(zmq.CONFLATE, 1)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
-        self._socket.connect(bus.endpoint(topic))
+        _connect(self._socket, bus, topic, max_bytes(topic))
         self.rejected = 0
         self.last_error = ""
 
@@ -159,10 +183,9 @@ class CommandServer:
     def __init__(self, bus: BusAddress) -> None:
         self._socket = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 200)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, max_bytes("command"))
         self._socket.setsockopt(zmq.SNDHWM, 100)
         self._socket.setsockopt(zmq.RCVHWM, 100)
-        self._lease = _bind(self._socket, bus.endpoint("command"))
+        self._lease, self._admission = _bind(self._socket, bus, "command", max_bytes("command"))
         self.rejected = 0
 
     @property
@@ -172,6 +195,7 @@ class CommandServer:
 
     def poll(self, timeout_ms: int = 0) -> tuple[bytes, Command] | None:
         """The next command and its client. A malformed one is answered with what is wrong, and counted."""
+        self._admission.answer()
         if not self._socket.poll(timeout_ms, zmq.POLLIN):
             return None
         client, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
@@ -193,6 +217,7 @@ class CommandServer:
 
     def close(self) -> None:
         self._socket.close()
+        self._admission.close()
         self._lease.release()
 
 
@@ -201,10 +226,11 @@ class CommandClient:
 
     def __init__(self, bus: BusAddress) -> None:
         self._endpoint = bus.endpoint("command")
+        is_secured = bus.keys is not None and self._endpoint.startswith("tcp://")
+        self._hint = f"; or it does not let in the keys of {bus.keys}" if is_secured else ""
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, max_bytes("reply"))
-        self._socket.connect(self._endpoint)
+        _connect(self._socket, bus, "command", max_bytes("reply"))
         self._next_id = time.monotonic_ns()
 
     def send(self, verb: str, text: str = "") -> int:
@@ -243,7 +269,7 @@ class CommandClient:
             )
         raise NotRunning(
             f"no controller answers at {self._endpoint} within {answer_s:g} s; start one with `launch.py run`,"
-            " or name its bus with --set bus.address=..."
+            f" or name its bus with --set bus.address=...{self._hint}"
         )
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from control.loop import LoopSettings
 from control.safety import Freshness
 
 Ms = Annotated[float, Field(gt=0, le=3_600_000)]
+_PATHS = {"encoder": ("policy", "smoothing"), "bus": ("keys",)}
 
 
 class _Section(BaseModel):
@@ -33,7 +34,7 @@ class BusConfig(_Section):
 
     address: str = "ipc://saccade"
     encoder: str | None = None
-    allow_remote: bool = False
+    keys: str | None = None  # folder of this machine's keys, made by `launch.py keys`; beyond loopback they are needed
 
     @model_validator(mode="after")
     def _endpoints_are_usable(self) -> BusConfig:
@@ -44,7 +45,7 @@ class BusConfig(_Section):
         return self
 
     def build(self) -> BusAddress:
-        return BusAddress(self.address, self.encoder, self.allow_remote)
+        return BusAddress(self.address, self.encoder, self.keys)
 
 
 class RobotConfig(_Section):
@@ -251,9 +252,12 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(item, str(path), places) for item in error.errors())) from None
     here = path.resolve().parent
-    paths = {"policy": config.encoder.policy, "smoothing": config.encoder.smoothing}
-    absolute = {key: str((here / value).resolve()) for key, value in paths.items() if value is not None}
-    return config.model_copy(update={"encoder": config.encoder.model_copy(update=absolute)})
+    absolute = {}
+    for section, keys in _PATHS.items():
+        paths = {key: getattr(getattr(config, section), key) for key in keys}
+        changed = {key: str((here / value).resolve()) for key, value in paths.items() if value is not None}
+        absolute[section] = getattr(config, section).model_copy(update=changed)
+    return config.model_copy(update=absolute)
 
 
 def _parse(text: str, where: str, places: dict[tuple[Any, ...], str], base: tuple[Any, ...] = ()) -> Any:

@@ -33,6 +33,17 @@ def connected(publisher, subscriber):
     raise AssertionError("the subscriber never joined")
 
 
+@pytest.mark.parametrize(("size", "comes"), [(4000, True), (5000, False)])
+def test_a_publisher_takes_in_nothing_large(bus, size, comes):
+    publisher = Publisher(bus, "instruction", latch=True)
+    with zmq.Context.instance().socket(zmq.SUB) as reader:
+        reader.setsockopt(zmq.LINGER, 0)
+        reader.setsockopt(zmq.SUBSCRIBE, b"x" * size)
+        reader.connect(bus.endpoint("instruction"))
+        assert bool(publisher._socket.poll(300)) is comes
+    publisher.close()
+
+
 def test_a_slow_reader_gets_the_newest_message_and_only_that(bus):
     publisher, latest = Publisher(bus, "instruction"), Latest(bus, "instruction")
     connected(publisher, latest)
@@ -122,8 +133,6 @@ def test_a_taken_tcp_port_is_refused():
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("tcp://0.0.0.0:5550", "is open to the network"),
-        ("tcp://192.168.0.7:5550", "is open to the network"),
         ("tcp://127.0.0.1:80", "port 1024..65000"),
         ("udp://x", "expected ipc://NAME"),
         ("ipc://", "expected ipc://NAME"),
@@ -133,10 +142,6 @@ def test_a_taken_tcp_port_is_refused():
 def test_an_unusable_address_is_refused_before_anything_is_bound(address, message):
     with pytest.raises(BusError, match=message):
         BusAddress(address)
-
-
-def test_the_network_is_opened_only_in_plain_words():
-    assert BusAddress("tcp://0.0.0.0:5550", allow_remote=True).endpoint("frames") == "tcp://0.0.0.0:5551"
 
 
 def test_every_topic_has_an_endpoint_of_its_own():

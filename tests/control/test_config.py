@@ -37,6 +37,13 @@ def test_a_policy_path_is_relative_to_its_config(write):
     assert load_config(path).encoder.policy == str(path.parent / "policy")
 
 
+def test_a_key_folder_is_relative_to_its_config_and_opens_the_network(write):
+    path = write(MINIMAL + "bus: {address: tcp://10.0.0.1:5550, keys: keys/robot}\n")
+    bus = load_config(path).bus.build()
+    assert bus.keys == str(path.parent / "keys" / "robot")
+    assert bus.endpoint("robot") == "tcp://10.0.0.1:5550"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
