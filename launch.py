@@ -148,6 +148,7 @@ def run(
         max_encoder_restarts=settings.run.max_encoder_restarts,
         restart_backoff_s=settings.run.restart_backoff_s,
         start_timeout_s=settings.run.start_timeout_s,
+        encoder_hung_s=settings.run.encoder_hung_s,
         show=console.line,
         show_status=console.status,
         is_terminal=console.is_terminal,
@@ -176,6 +177,7 @@ def controller(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, pa
 
     torch.set_num_threads(1)
     folder = Path(settings.encoder.policy)
+    spec = adapted(settings, load_spec(folder))
     head = load_head(folder, settings.encoder.random_weights)
     running = Controller(
         settings.bus.build(),
@@ -183,7 +185,8 @@ def controller(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, pa
         settings.loop_settings(),
         clock=MonotonicClock(),
         realtime=settings.control.realtime,
-        find_misfits=adapted(settings, load_spec(folder)).fits,
+        find_misfits=spec.fits,
+        needed_cameras=spec.needed_cameras,
     )
     running.run(stopped)
 
@@ -232,6 +235,12 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Seed of scenes and weights.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a policy that lies there already.")] = False,
     steps: Annotated[int, typer.Option(min=1, help="Of the head, where it is trained alone.")] = 6000,
+    optional_cameras: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES", help="Cameras to learn to do without, with commas: grey in a tenth of what is seen."
+        ),
+    ] = "",
     stage: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Train a policy, on the simulator or on recordings. The same command again goes on after an interrupt."""
@@ -239,8 +248,24 @@ def train(
     from sim.tasks import named
     from vla.training.commands import TrainOptions, train_on_features, train_on_recordings, train_on_simulator
 
+    if optional_cameras and (from_ or features):
+        raise typer.BadParameter("--optional-cameras is for training from nothing: the policy of --from has its own")
     options = TrainOptions(
-        out, from_, head_only, minutes, rounds, frames, max_age, head, patience, workers, device, seed, overwrite, steps
+        out,
+        from_,
+        head_only,
+        minutes,
+        rounds,
+        frames,
+        max_age,
+        head,
+        patience,
+        workers,
+        device,
+        seed,
+        overwrite,
+        steps,
+        tuple(name.strip() for name in optional_cameras.split(",") if name.strip()),
     )
     if features:
         train_on_features(options, features, typer.echo)

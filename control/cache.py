@@ -95,6 +95,8 @@ class FeatureCache:
                 f"features of policy {features.policy_id} refused, the head is of {self._policy_id}:"
                 " encoder and controller were started with different policy folders"
             )
+        if features.fault:
+            return features.fault
         if not features.tokens.size or not np.isfinite(features.tokens).all():
             return "features with NaN, infinity or nothing in them refused: encoder fault"
         if features.frame_stamp_ns > now_ns + NS_PER_MS:

@@ -75,10 +75,11 @@ class Child:
                 self.process.wait(patience_s)
             except subprocess.TimeoutExpired:
                 log.warning("%s did not end within %g s: killed", self.name, patience_s)
-                self._kill_group()
+                self.kill()
         self.forwarder.join(last_lines_s)
 
-    def _kill_group(self) -> None:
+    def kill(self) -> None:
+        """SIGKILL to the whole group, also where it is stopped or hangs."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(0.2)

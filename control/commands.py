@@ -50,6 +50,7 @@ def robot(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, parent:
         camera_hz=options.camera_hz,
         watchdog_ns=settings.watchdog_ns,
         history_samples=options.history_samples,
+        cameras=settings.cameras.build(),
     )
     host.run(stopped)
 

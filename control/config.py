@@ -16,13 +16,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from control.address import BusAddress
+from control.camera_watch import CameraLimits
 from control.clock import NS_PER_MS, NS_PER_S
 from control.errors import BusError, ConfigError
 from control.loop import LoopSettings
 from control.safety import Freshness
 
-Ms = Annotated[float, Field(gt=0, le=3_600_000)]
 _PATHS = {"encoder": ("policy", "smoothing"), "bus": ("keys",)}
+Ms = Annotated[float, Field(gt=0, le=3_600_000)]
 
 
 class _Section(BaseModel):
@@ -58,6 +59,17 @@ class RobotConfig(_Section):
     camera_hz: Annotated[float, Field(gt=0, le=240)] = 25.0
     watchdog_ms: Annotated[float, Field(ge=20, le=5000)] = 300.0
     history_samples: Annotated[int, Field(ge=0, le=1024)] = 0  # states at `host_hz` sent with every state; 0: none
+
+
+class CamerasConfig(_Section):
+    """When a camera counts as late, frozen or black; see control/camera_watch.py."""
+
+    frozen_after_ms: Ms | None = 1000.0
+    late_after_ms: Ms = 500.0
+    black_below: Annotated[int, Field(ge=0, le=255)] = 8
+
+    def build(self) -> CameraLimits:
+        return CameraLimits(self.frozen_after_ms, self.late_after_ms, self.black_below)
 
 
 class AccuracyConfig(_Section):
@@ -155,6 +167,9 @@ class RunConfig(_Section):
 
     max_encoder_restarts: Annotated[int, Field(ge=0, le=10_000)] = 10
     restart_backoff_s: Annotated[float, Field(gt=0, le=60)] = 0.5
+    encoder_hung_s: Annotated[float, Field(ge=0.5, le=3600)] = (
+        3.0  # without features, or five encodes, before a restart
+    )
 
 
 class PageConfig(_Section):
@@ -180,6 +195,7 @@ class Config(_Section):
     version: Literal[1]
     bus: BusConfig = BusConfig()
     robot: RobotConfig
+    cameras: CamerasConfig = CamerasConfig()
     encoder: EncoderConfig
     control: ControlConfig = ControlConfig()
     freshness: FreshnessConfig

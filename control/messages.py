@@ -140,6 +140,7 @@ class Features:
     encode_ms: float
     stage_ms: dict[str, float] = field(default_factory=dict)
     frame_published_ns: int | None = None  # the robot's clock, copied from the frame
+    fault: str = ""  # why this frame could not be encoded; then seq is 0 and there are no tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)

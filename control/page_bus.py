@@ -65,7 +65,7 @@ class PageBus:
             self.spec, self.revision = spec, self.revision + 1
         self._state = self._states.poll() or self._state
         self._action = self._actions.poll() or self._action
-        if (features := self._features.poll()) is not None:
+        if (features := self._features.poll()) is not None and not features.fault:
             self._encoded = features
             self._encodes.append((features.encoder_epoch, features.seq, features.stamp_ns))
         if (instruction := self._instructions.poll()) is not None:

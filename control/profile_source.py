@@ -78,6 +78,8 @@ class Samples:
 
     def add(self, features: Features) -> None:
         """The first time counts: features are said again to late readers."""
+        if features.fault:
+            return
         encode = Encode.of(features)
         self.encodes.setdefault(encode.key, encode)
 

@@ -61,7 +61,7 @@ class RunFigures:
             self._reasons[kind(cycle.reason)[:160]] += 1
 
     def add_features(self, features: Features) -> None:
-        if self._first is None:
+        if self._first is None or features.fault:
             return
         self._encodes += 1
         self._first_encode_ns = self._first_encode_ns or features.stamp_ns

@@ -15,6 +15,7 @@ from typing import Any
 from control.address import BusAddress, Lease, check_free
 from control.bus import CommandClient, Subscriber
 from control.child import Child
+from control.encoder_watch import EncoderWatch
 from control.errors import SaccadeError
 from control.messages import Mode
 from control.report import RunFigures
@@ -42,6 +43,7 @@ class Supervisor:
         max_encoder_restarts: int,
         restart_backoff_s: float,
         start_timeout_s: float,
+        encoder_hung_s: float,
         show: Callable[[str], None],
         show_status: Callable[[str], None],
         is_terminal: bool,
@@ -55,6 +57,7 @@ class Supervisor:
         self._restart_at_s: float | None = None
         self._ended_early: set[str] = set()  # of those that only listen
         self._mode: Mode | None = None
+        self._encoder_watch = EncoderWatch(bus, encoder_hung_s, start_timeout_s)
         self._client = CommandClient(bus)
         self._status: dict[str, Any] = {}  # the controller's own, asked once a second
 
@@ -71,7 +74,7 @@ class Supervisor:
             self._ask_status()
         finally:
             self._end_in_order()
-            for port in (cycles, features, self._script, self._client):
+            for port in (cycles, features, self._script, self._client, self._encoder_watch):
                 port.close()
             lease.release()
         return code
@@ -84,6 +87,7 @@ class Supervisor:
         status_s = memory_s = 0.0
         while not stopped():
             self._drain(cycles, features)
+            self._kill_hung_encoder()
             code = self._check_children()
             if code is not None:
                 return code
@@ -113,9 +117,19 @@ class Supervisor:
         while (cycle := cycles.poll()) is not None:
             self._mode = cycle.mode
             self.figures.add_cycle(cycle)
+            self._encoder_watch.add_cycle(cycle)
             self._script.see(cycle)
         while (encoded := features.poll()) is not None:
             self.figures.add_features(encoded)
+            self._encoder_watch.add_features(encoded)
+
+    def _kill_hung_encoder(self) -> None:
+        """It is then found dead, and started again as after any other end."""
+        encoder = self._children.get("encoder")
+        if encoder is not None and encoder.is_running() and (fault := self._encoder_watch.find_fault()):
+            self._show(f"       run | encoder hangs ({fault}): ending it")
+            encoder.kill()
+            self._encoder_watch.started()
 
     def _check_children(self) -> int | None:
         """The exit code once something died for good; a dead encoder is started again after a growing pause."""
@@ -147,6 +161,7 @@ class Supervisor:
                 self.encoder_restarts += 1
                 self._restarts_in_a_row += 1
                 child.start(self._show)
+                self._encoder_watch.started()
         return None
 
     def status_line(self) -> str:

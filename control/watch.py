@@ -103,7 +103,7 @@ class Watch:
             self._robot = spec.name
         if (state := self._states.poll()) is not None:
             self._state_rate.add("robot", state.seq, state.stamp_ns, now_ns)
-        if (encoded := self._features.poll()) is not None:
+        if (encoded := self._features.poll()) is not None and not encoded.fault:
             self._encoded = encoded
             self._encode_rate.add(encoded.encoder_epoch, encoded.seq, encoded.stamp_ns, now_ns)
             self._frame_rate.add("robot", encoded.frame_seq, encoded.frame_stamp_ns, now_ns)

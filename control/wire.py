@@ -24,6 +24,7 @@ WIRE_VERSION = 1
 MAX_INSTRUCTION_CHARS = 1000
 MAX_NAME_CHARS = 64
 MAX_TEXT_CHARS = 4000
+MAX_FAULT_CHARS = 500
 MAX_CAMERAS = 16
 MAX_AXES = 128
 MAX_IMAGE_SIDE = 4096
@@ -208,6 +209,7 @@ SCHEMAS: dict[str, tuple[type, dict[str, Check], int]] = {
             "encode_ms": _MS,
             "stage_ms": mapping(_MS, 16),
             "frame_published_ns": optional(integer()),
+            "fault": text(MAX_FAULT_CHARS),
         },
         16 << 20,
     ),

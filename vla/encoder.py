@@ -40,6 +40,7 @@ class Encoder(Protocol):
     """What turns frames into features. One thread calls it."""
 
     policy_id: str
+    epoch: int  # differs between any two encoders of a machine
     cameras: dict[str, tuple[int, int]]  # name -> (height, width) it expects in `Frames`
 
     def encode(self, frames: Frames, instruction: Instruction) -> Features:
@@ -69,7 +70,7 @@ class QwenEncoder:
         self._sizes, self._optional = spec.model_sizes, frozenset(spec.optional_cameras)
         self._engine, self._prompter = engine, prompter
         self._aggregate = aggregate.eval()
-        self._epoch = encoder_epoch
+        self.epoch = encoder_epoch
         self._reuse = reuse or ViewReuse()
         self._upload = Upload(engine.backbone.device)
         self._prompts: OrderedDict[tuple[str, tuple[str, ...]], Prompt] = OrderedDict()
@@ -116,7 +117,7 @@ class QwenEncoder:
             frame_stamp_ns=frames.stamp_ns,
             session=instruction.session,
             instruction_id=instruction.id,
-            encoder_epoch=self._epoch,
+            encoder_epoch=self.epoch,
             policy_id=self.policy_id,
             tokens=values,
             view_age_ms=ages_ms,

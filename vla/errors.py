@@ -33,6 +33,10 @@ class EncodeError(VlaError, ValueError):
     """This frame and instruction cannot be encoded; the next one may."""
 
 
+class EncoderFault(VlaError, RuntimeError):
+    """The encoder cannot go on; started anew it may."""
+
+
 class PromptError(EncodeError):
     """An instruction that cannot be put before the model."""
 

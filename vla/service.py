@@ -1,8 +1,9 @@
 """The encoder process: newest frames and the instruction in, features out, as fast as it can.
 
 Owns the model and no robot, and keeps no session: what arrives is all it needs. The order at start-up is load, warm up,
-measure, announce. What it cannot encode is said once with its reason, and nothing is published; the loop sees the age
-grow.
+measure, announce. What it cannot encode is said with its reason, in the log and, twice a second while it goes on, in
+`Features.fault`; the loop sees the age grow, and everyone that this process is alive. Features that are not finite
+again and again end the process: its memory may be poisoned, and the supervisor starts it anew.
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ import zmq
 from control.address import BusAddress
 from control.bus import Latest, Publisher
 from control.clock import NS_PER_MS, NS_PER_S
-from control.messages import Frames, Instruction
+from control.messages import Features, Frames, Instruction
 from control.reasons import Told
+from control.wire import MAX_FAULT_CHARS
 from vla.assemble import EncoderOptions, load_encoder
 from vla.encoder import Encoder
-from vla.errors import EncodeError
+from vla.errors import EncodeError, EncoderFault, NonFiniteFeatures
 
 log = logging.getLogger("encoder")
 
 _IDLE_MS = 50  # how often a parent's end or a signal is noticed while nothing comes in
 _MEASURED_ENCODES, _MEASURE_AT_MOST_MS = 5, 2000.0
+_REFUSAL_NS = NS_PER_S // 2  # between two messages that nothing can be encoded, and before the first
+_POISONED_AFTER = 10  # frames in a row whose features are not finite
 
 
 def run_encoder(
@@ -95,6 +99,8 @@ class EncoderService:
         self._instruction: Instruction | None = None
         self._encoded: tuple[int, int, int] | None = None  # frame stamp, session, instruction id
         self._told = Told(log)
+        self._spoke_ns = 0  # when the newest features or refusal went out
+        self._not_finite = 0  # frames in a row
         self._rejected = 0
 
     def run(self, stopped: Callable[[], bool]) -> None:
@@ -121,9 +127,38 @@ class EncoderService:
             return
         self._encoded, self._began_ns = wanted, now_ns
         try:
-            self._features_out.send(self._encoder.encode(self._frames, self._instruction))
+            features = self._encoder.encode(self._frames, self._instruction)
         except EncodeError as error:
-            self._told.error(f"frame {self._frames.seq} not encoded: {error}")
+            self._refuse(self._frames, self._instruction, error)
+            return
+        self._features_out.send(features)
+        self._spoke_ns, self._not_finite = time.monotonic_ns(), 0
+
+    def _refuse(self, frames: Frames, instruction: Instruction, error: EncodeError) -> None:
+        fault, now_ns = f"frame {frames.seq} not encoded: {error}", time.monotonic_ns()
+        self._told.error(fault)
+        self._not_finite = self._not_finite + 1 if isinstance(error, NonFiniteFeatures) else 0
+        if self._not_finite >= _POISONED_AFTER:
+            raise EncoderFault(f"{self._not_finite} frames in a row gave no finite features, the last: {error}")
+        if now_ns - self._spoke_ns < _REFUSAL_NS:  # what is good and just sent must not be hidden by a refusal
+            return
+        self._spoke_ns = now_ns
+        self._features_out.send(
+            Features(
+                seq=0,
+                stamp_ns=now_ns,
+                frame_seq=frames.seq,
+                frame_stamp_ns=frames.stamp_ns,
+                session=instruction.session,
+                instruction_id=instruction.id,
+                encoder_epoch=self._encoder.epoch,
+                policy_id=self._encoder.policy_id,
+                tokens=np.empty((0, 0), dtype=np.float32),
+                view_age_ms={},
+                encode_ms=0.0,
+                fault=fault[:MAX_FAULT_CHARS],
+            )
+        )
 
     def _wait_ms(self) -> int:
         """How long nothing needs to be done unless a message comes: until the next encode is due, but not for long."""

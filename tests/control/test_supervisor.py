@@ -21,7 +21,7 @@ class Stage:
     def __init__(self, bus):
         self.bus, self.lines = bus, []
 
-    def supervise(self, texts=(), start_timeout_s=60.0, **programs):
+    def supervise(self, texts=(), start_timeout_s=60.0, encoder_hung_s=60.0, **programs):
         self.children = {
             name: Child(name, [sys.executable, "-c", code], is_vital=name != RECORDER)
             for name, code in programs.items()
@@ -34,6 +34,7 @@ class Stage:
             max_encoder_restarts=2,
             restart_backoff_s=0.05,
             start_timeout_s=start_timeout_s,
+            encoder_hung_s=encoder_hung_s,
             show=self.lines.append,
             show_status=lambda text: None,
             is_terminal=False,

@@ -9,7 +9,7 @@ import pytest
 from control.bus import Latest, Publisher, Subscriber
 from control.clock import NS_PER_S
 from control.messages import Features, Frames, Instruction
-from vla.errors import CameraError
+from vla.errors import CameraError, EncoderFault, NonFiniteFeatures
 from vla.service import EncoderService, measure
 
 
@@ -17,6 +17,7 @@ class CountingEncoder:
     """Features that say which frame and instruction they were made of."""
 
     policy_id = "policy"
+    epoch = 1
     cameras = {"front": (28, 28)}
 
     def __init__(self):
@@ -96,7 +97,7 @@ def test_a_late_controller_gets_the_newest_features(bench, bus):
     assert bench.until(late.poll).seq == len(bench.encoder.seen)
 
 
-def test_a_frame_that_cannot_be_encoded_is_said_once_and_nothing_is_published(bench, caplog):
+def test_a_frame_that_cannot_be_encoded_is_said_once_and_refused_by_a_message_without_features(bench, caplog):
     bench.encoder.fault = CameraError("frame 1 lacks camera 'front'")
     with caplog.at_level(logging.ERROR, logger="encoder"):
         bench.until(lambda: caplog.records, lambda: (bench.frame(), bench.say(1)))
@@ -106,8 +107,35 @@ def test_a_frame_that_cannot_be_encoded_is_said_once_and_nothing_is_published(be
             bench.features.socket.poll(2)
     assert len(caplog.records) == 1
     assert "not encoded: frame 1 lacks camera 'front'" in caplog.text
+    refusal = bench.until(bench.features.poll, bench.frame)
+    assert refusal.fault.endswith("not encoded: frame 1 lacks camera 'front'")
+    assert (refusal.seq, refusal.tokens.size, refusal.instruction_id, refusal.session) == (0, 0, 1, 7)
     bench.encoder.fault = None
-    assert bench.until(bench.features.poll, bench.frame).seq == 1
+    assert bench.until(lambda: (got := bench.features.poll()) and not got.fault and got, bench.frame).seq == 1
+
+
+def test_a_refusal_never_follows_features_at_once(bench):
+    bench.until(lambda: bench.encoder.seen, lambda: (bench.frame(), bench.say(1)))
+    good_ns, bench.encoder.fault = time.monotonic_ns(), CameraError("frame 9 lacks camera 'front'")
+    refusal = bench.until(lambda: (got := bench.features.poll()) and got.fault and got, bench.frame)
+    assert refusal.stamp_ns - good_ns > 0.4 * NS_PER_S
+
+
+def test_features_that_are_not_finite_again_and_again_end_the_encoder(bench):
+    bench.until(lambda: bench.encoder.seen, lambda: (bench.frame(), bench.say(1)))
+    bench.encoder.fault = NonFiniteFeatures("4 of 8 features are NaN")
+    with pytest.raises(EncoderFault, match="10 frames in a row gave no finite features, the last: 4 of 8"):
+        bench.until(lambda: False, bench.frame)
+
+
+def test_a_frame_that_is_not_finite_now_and_then_does_not(bench):
+    bench.until(lambda: bench.encoder.seen, lambda: (bench.frame(), bench.say(1)))
+    for _ in range(4):
+        before, bench.encoder.fault = bench.service._not_finite, NonFiniteFeatures("4 of 8 features are NaN")
+        bench.until(lambda: bench.service._not_finite >= 5, bench.frame)  # noqa: B023
+        bench.encoder.fault = None
+        bench.until(lambda: bench.service._not_finite == 0, bench.frame)
+        assert before == 0
 
 
 @pytest.mark.parametrize("topic", ["frames", "instruction"])
