@@ -13,6 +13,8 @@ from enum import StrEnum
 
 import numpy as np
 
+MAX_FAULT_CHARS = 500
+
 
 class Mode(StrEnum):
     """What the controller does: INIT waits for its inputs, RUN acts, HOLD keeps the target, STOP waits for `resume`."""

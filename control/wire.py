@@ -18,13 +18,24 @@ import msgpack
 import numpy as np
 
 from control.errors import WireError
-from control.messages import ActionChunk, Command, Cycle, Features, Frames, Instruction, Mode, Reply, RobotSpec, State
+from control.messages import (
+    MAX_FAULT_CHARS,
+    ActionChunk,
+    Command,
+    Cycle,
+    Features,
+    Frames,
+    Instruction,
+    Mode,
+    Reply,
+    RobotSpec,
+    State,
+)
 
 WIRE_VERSION = 1
 MAX_INSTRUCTION_CHARS = 1000
 MAX_NAME_CHARS = 64
 MAX_TEXT_CHARS = 4000
-MAX_FAULT_CHARS = 500
 MAX_CAMERAS = 16
 MAX_AXES = 128
 MAX_IMAGE_SIDE = 4096

@@ -21,9 +21,8 @@ import zmq
 from control.address import BusAddress
 from control.bus import Latest, Publisher
 from control.clock import NS_PER_MS, NS_PER_S
-from control.messages import Features, Frames, Instruction
+from control.messages import MAX_FAULT_CHARS, Features, Frames, Instruction
 from control.reasons import Told
-from control.wire import MAX_FAULT_CHARS
 from vla.assemble import EncoderOptions, load_encoder
 from vla.encoder import Encoder
 from vla.errors import EncodeError, EncoderFault, NonFiniteFeatures
