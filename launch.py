@@ -365,6 +365,45 @@ def evaluate(
     session.lead(load_policy, workers, arguments, about, typer.echo)
 
 
+@app.command(rich_help_panel="Measure")
+def drill(
+    config: ConfigOption = DEFAULT_CONFIG,
+    set_: SetOption = None,
+    say: Annotated[
+        list[str] | None,
+        typer.Option(help="What the robot does meanwhile; may be repeated. The simulator's own tasks otherwise."),
+    ] = None,
+    faults: Annotated[int, typer.Option(metavar="N", min=1, help="How many, of all kinds in turn.")] = 100,
+    quick: Annotated[bool, typer.Option("--quick", help="One of each kind instead, in a few minutes.")] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="WORDS", help="Only kinds with one of these words, with commas: killed,camera."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first fault; each next one counts up.")] = 0,
+    report: ReportOption = None,
+) -> None:
+    """Break everything on purpose, in real processes, and see who notices, what moves and what recovers.
+
+    Exits with 1 when a promise was broken. Not for a robot that anybody stands beside.
+    """
+    from control.drill.session import drill as hold_drill
+    from control.host import stop_on_signals
+
+    settings = load(config, set_)
+    _check_policy(settings)
+    if not say:
+        from sim.tasks import episodes as sample_episodes
+        from sim.tasks import named
+
+        say = [text for _, _, text in sample_episodes(seed, 50, "seen", named("all"))]
+    arguments = ["--config", str(config), *(word for item in set_ or [] for word in ("--set", item))]
+    count = None if quick else faults
+    code = hold_drill(
+        settings, Path(__file__).resolve(), arguments, say, count, only, seed, report, stop_on_signals(), typer.echo
+    )
+    raise typer.Exit(code)
+
+
 def _check_policy(settings: Config) -> list[str]:
     """What policy and robot are, in words. Raises MismatchError when they do not fit."""
     from control.clock import MonotonicClock

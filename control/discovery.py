@@ -28,7 +28,7 @@ def make_robot(name: str, clock: Clock, options: dict[str, Any]) -> Robot:
     if not points:
         known = [*installed_robots(), REMOTE]
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = f"; did you mean '{near[0]}'?" if near else "."
         raise RobotError(
             f"robot '{name}' is not installed{hint} Installed: {', '.join(known)}."
             f" A package adds a robot through the entry point group '{GROUP}'"

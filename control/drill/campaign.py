@@ -1,0 +1,149 @@
+"""One fault after another, and what became of each: who noticed, how soon, was the robot held, is all well again."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from control.clock import NS_PER_MS, NS_PER_S
+from control.drill.faults import Kind
+from control.drill.judge import Seen, broken_promises, largest_step, longest_silence_ms, motions
+from control.drill.rig import Rig
+from control.messages import Mode
+
+_QUIET_S = 0.4  # of health before a fault
+_RECOVERS_S = 30.0
+_STABLE_S = 0.5  # healthy so long: recovered
+_RESUME_S = 0.2
+_LATCHED = "latched until `resume`"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """One row of the report. Times in ms from the injection; None: it did not happen."""
+
+    kind: str
+    target: str
+    seed: int
+    lasted_ms: float
+    detected_by: str | None = None
+    detected_as: str = ""
+    detect_ms: float | None = None
+    held_ms: float | None = None  # the last motion before the robot was held
+    largest_step: float = 0.0  # of what the velocity limit allows in one period of the robot host
+    was_stopped: bool = False  # latched in STOP, and resumed by the drill as an operator would
+    recovered: bool = False
+    recover_ms: float | None = None  # from the end of the fault
+    broken: list[str] = field(default_factory=list)
+
+    @property
+    def promise_kept(self) -> bool:
+        return not self.broken
+
+    def row(self) -> dict[str, Any]:
+        return asdict(self) | {"promise_kept": self.promise_kept}
+
+
+def campaign(rig: Rig, kinds: Sequence[Kind], seeds: Sequence[int], stopped: Callable[[], bool]) -> Iterator[Outcome]:
+    """The fault of each seed in turn: `kinds[seed % len(kinds)]`, with all else drawn by the seed."""
+    for seed in seeds:
+        if stopped():
+            return
+        yield one_fault(rig, kinds[seed % len(kinds)], seed)
+
+
+def one_fault(rig: Rig, kind: Kind, seed: int) -> Outcome:
+    """Inject, take back, wait for health, judge. Starts the run again where the fault has ended it."""
+    rng = random.Random(seed)
+    calm_ns = time.monotonic_ns()
+    if not rig.wait(lambda: _is_well(rig, calm_ns, _QUIET_S), _RECOVERS_S):
+        return Outcome(kind.name, kind.target, seed, 0.0, broken=["the run was not healthy before this fault"])
+    rig.wait(lambda: False, rng.uniform(0.0, 0.3))  # anywhere in a period
+    begun_ns = time.monotonic_ns()
+    with kind.inject(rig, rng):
+        rig.wait(lambda: rig.has_ended, rng.uniform(*kind.seconds))
+    over_ns = time.monotonic_ns()
+    outcome = Outcome(kind.name, kind.target, seed, (over_ns - begun_ns) / NS_PER_MS)
+    _recover(rig, kind, outcome, over_ns)
+    seen = rig.snapshot(begun_ns - NS_PER_S // 2)
+    _judge(rig, kind, outcome, seen, begun_ns)
+    rig.forget(time.monotonic_ns() - 2 * NS_PER_S)
+    return outcome
+
+
+def _recover(rig: Rig, kind: Kind, outcome: Outcome, over_ns: int) -> None:
+    ends_ns = over_ns + round(_RECOVERS_S * NS_PER_S)
+    while time.monotonic_ns() < ends_ns:
+        if rig.has_ended:
+            if not kind.ends_run and kind.name != "out of memory":
+                outcome.broken.append(f"the run ended with code {rig.exit_code}: {rig.lines[-1][1].strip()}")
+            _start_again(rig, outcome)
+            break
+        cycle = rig.last_cycle
+        if cycle is not None and cycle.mode is Mode.STOP and cycle.stamp_ns > over_ns:
+            outcome.was_stopped = True  # a latch is a promise: nothing moves before an operator says so
+            client = rig.client()
+            client.send("resume")
+            rig.wait(lambda: rig.has_ended, _RESUME_S)
+            client.close()
+        if _is_well(rig, over_ns, _STABLE_S):
+            outcome.recovered = True
+            break
+        rig.wait(lambda: False, 0.02)
+    if outcome.recovered:
+        outcome.recover_ms = (time.monotonic_ns() - over_ns) / NS_PER_MS - _STABLE_S * 1000
+    else:
+        outcome.broken.append(f"not healthy again within {_RECOVERS_S:g} s")
+
+
+def _start_again(rig: Rig, outcome: Outcome) -> None:
+    """A second start works at once, whatever the first one left."""
+    left = [name for name, pid in rig.processes().items() if pid is not None]
+    if left:
+        outcome.broken.append(f"still running after the end: {', '.join(left)}")
+    rig.end()
+    rig.start()
+    outcome.recovered = True
+
+
+def _is_well(rig: Rig, since_ns: int, seconds: float) -> bool:
+    """Whether every cycle of the last `seconds` was a healthy one that began after `since_ns`."""
+    from_ns = time.monotonic_ns() - round(seconds * NS_PER_S)
+    return from_ns >= since_ns and rig.is_healthy(since_ns) and rig.was_healthy(from_ns)
+
+
+def _judge(rig: Rig, kind: Kind, outcome: Outcome, seen: Seen, begun_ns: int) -> None:
+    promises = rig.promises
+    outcome.largest_step = largest_step(seen.rows, promises.spec, promises.host_period_ns)
+    outcome.broken += broken_promises(seen, promises)
+    found = _detections(rig, seen, begun_ns)
+    if found:
+        at_ns, outcome.detected_by, outcome.detected_as = min(found)
+        outcome.detect_ms = (at_ns - begun_ns) / NS_PER_MS
+    elif kind.is_noticed:
+        outcome.broken.append("nobody noticed")
+    held = [row.at_ns for row in seen.rows if row.targets is None and not row.is_start and row.at_ns >= begun_ns]
+    if held:
+        before = [row.at_ns for row in motions(seen.rows) if begun_ns <= row.at_ns <= held[0]]
+        outcome.held_ms = (max(before, default=begun_ns) - begun_ns) / NS_PER_MS
+    is_disturbed = kind.target in ("controller", "all") or kind.ends_run or kind.name == "out of memory"
+    if not is_disturbed and (silence_ms := longest_silence_ms(seen)) > promises.longest_silence_ns / NS_PER_MS:
+        outcome.broken.append(f"the controller said nothing for {silence_ms:.0f} ms")
+
+
+def _detections(rig: Rig, seen: Seen, begun_ns: int) -> list[tuple[int, str, str]]:
+    """Everything that was said about something being wrong: when, by whom, and in which words."""
+    found = [
+        (cycle.stamp_ns, "controller", cycle.reason)
+        for cycle in seen.cycles
+        if cycle.stamp_ns >= begun_ns and cycle.reason
+    ]
+    for at_ns, line in rig.lines_since(begun_ns):
+        name, _, text = line.partition("|")
+        words = text.strip()
+        if name.strip() == "run" or words.startswith(("E ", "W ")) or "holding:" in words:
+            found.append((at_ns, {"run": "supervisor"}.get(name.strip(), name.strip()), words.removeprefix("I ")))
+    return found
