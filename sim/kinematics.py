@@ -19,6 +19,7 @@ HAND = 0.17  # wrist to tip
 LOW = np.array([-2.4, -1.2, 0.05, -1.6, -0.8, -2.4, 0.0])
 HIGH = np.array([2.4, 1.9, 2.75, 1.6, 2.8, 2.4, 0.08])
 MAX_VELOCITY = np.array([1.8, 1.8, 1.8, 2.0, 2.0, 2.0, 0.2])  # rad/s, gripper m/s
+MAX_ACCELERATION = 8.0 * MAX_VELOCITY  # full speed in 0.125 s
 _REACH_MIN = 2 * UPPER_ARM * np.cos(HIGH[2] / 2)
 _REACH_MAX = 2 * UPPER_ARM * np.cos(LOW[2] / 2)
 

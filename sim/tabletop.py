@@ -65,6 +65,7 @@ class TabletopRobot(Evaluated):
             action_high=kinematics.HIGH,
             max_velocity=kinematics.MAX_VELOCITY,
             action_period_s=0.1,
+            max_acceleration=kinematics.MAX_ACCELERATION,
         )
         self._clock = clock
         self._seed = seed_number(seed)
