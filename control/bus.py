@@ -13,11 +13,23 @@ from typing import Any
 import zmq
 
 from control.address import BusAddress, Lease
+from control.clock import NS_PER_MS
 from control.curve import OVERHEAD_BYTES, Admission, secure_client
 from control.errors import BusError, CommandFailed, KeyFileError, NotRunning, WireError
 from control.messages import Command, Reply
+from control.rate_limit import SharedBudget
 from control.wire import decode, encode, max_bytes
 
+COMMANDS_EACH = (20.0, 20)  # from one client: a second in the long run, and at once
+COMMANDS_IN_ALL = (100.0, 100)
+_TOO_MANY = (
+    f"too many commands: at most {COMMANDS_EACH[0]:g} a second from one client and {COMMANDS_IN_ALL[0]:g} in all, this"
+    " one was dropped; only `stop` is never limited"
+)
+_REFUSING_NS = NS_PER_MS  # in one poll; a refusal takes 40 us, the worst that may be decoded 5 ms (measured)
+_SMALL_BYTES = 4096  # the longest instruction fits
+_COMMAND_BYTES = 96 << 10  # 20,000 characters of any script fit
+_MOST_FRAMES = 100
 _SUBSCRIPTION_BYTES = 4096  # all that a publisher's socket takes in; readers subscribe to everything, with none
 
 
@@ -178,14 +190,20 @@ class StampedLatest(Subscriber):
 
 
 class CommandServer:
-    """The controller's end of `command`: many clients, each answered by its request id, now or later."""
+    """The controller's end of `command`: many clients, each answered by its request id, now or later.
+
+    Commands are limited in number, a client's and all, but for `stop`. Clients take turns, so that what one of them
+    floods the socket with stands in front of no other's.
+    """
 
     def __init__(self, bus: BusAddress) -> None:
         self._socket = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 200)
         self._socket.setsockopt(zmq.SNDHWM, 100)
         self._socket.setsockopt(zmq.RCVHWM, 100)
-        self._lease, self._admission = _bind(self._socket, bus, "command", max_bytes("command"))
+        self._lease, self._admission = _bind(self._socket, bus, "command", _COMMAND_BYTES)
+        self._budget = SharedBudget(COMMANDS_EACH, COMMANDS_IN_ALL)
+        self._is_cut = False
         self.rejected = 0
 
     @property
@@ -194,19 +212,50 @@ class CommandServer:
         return self._socket
 
     def poll(self, timeout_ms: int = 0) -> tuple[bytes, Command] | None:
-        """The next command and its client. A malformed one is answered with what is wrong, and counted."""
+        """The next command and its client. Those that are malformed, or too many, are answered here and counted; after
+        a millisecond of them it returns None though more may wait, so that a flood takes no deadline.
+        """
         self._admission.answer()
         if not self._socket.poll(timeout_ms, zmq.POLLIN):
             return None
-        client, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
+        until_ns = time.monotonic_ns() + _REFUSING_NS
+        while time.monotonic_ns() < until_ns:
+            try:
+                frames = self._receive()
+            except zmq.Again:
+                return None
+            if frames and (command := self._admit(*frames)) is not None:
+                return frames[0], command
+        return None
+
+    def _receive(self) -> list[bytes]:
+        """The client and its message. Of one with far too many frames the rest is dropped a piece a call, as []."""
+        frames: list[bytes] = []
+        is_whole = False
+        while not is_whole and len(frames) < _MOST_FRAMES:
+            frames.append(self._socket.recv(zmq.NOBLOCK))
+            is_whole = not self._socket.getsockopt(zmq.RCVMORE)
+        is_rest, self._is_cut = self._is_cut, not is_whole
+        return [] if is_rest else frames
+
+    def _admit(self, client: bytes, *frames: bytes) -> Command | None:
+        """None where it was refused. A `stop` never is: it takes nothing from a budget, and needs none."""
+        is_large = sum(map(len, frames)) > _SMALL_BYTES  # no stop, and slow to decode
+        if is_large and not self._budget.take(client):
+            return self._refuse(client, 0, _TOO_MANY)
         try:
-            if len(parts) != 1:
-                raise WireError(f"command: expected one frame, got {len(parts)}")
-            return client, decode("command", parts[0])
+            if len(frames) != 1:
+                raise WireError(f"command: expected one frame, got {len(frames)}")
+            command: Command = decode("command", frames[0])
         except WireError as error:
-            self.rejected += 1
-            self.reply(client, Reply(0, "failed", str(error)))
-            return None
+            return self._refuse(client, 0, str(error))
+        if command.verb != "stop" and not is_large and not self._budget.take(client):
+            return self._refuse(client, command.request_id, _TOO_MANY)
+        return command
+
+    def _refuse(self, client: bytes, request_id: int, why: str) -> None:
+        self.rejected += 1
+        self.reply(client, Reply(request_id, "failed", why))
 
     def reply(self, client: bytes, reply: Reply) -> None:
         """Never blocks: a client that has gone, or does not read, loses its reply."""

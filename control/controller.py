@@ -103,6 +103,7 @@ class Controller:
                     log.info("%s%s", cycle.mode, f": {cycle.reason}" if cycle.reason else "")
                     mode, reason = cycle.mode, cycle.reason
                 self._answer_waiting(cycle)
+                self._serve_next()  # once a tick, so that `stop` is heard even where ticks leave no time to wait
             self.loop.stop("the controller is ending")
             self.loop.tick(Tick(self._clock.now_ns(), 0, 0))
         finally:
@@ -115,9 +116,12 @@ class Controller:
                 raise _Ending
             self._poller.poll(min(remaining_ns // NS_PER_MS, _NOTICE_MS))
             self._features.collect()
-            received = self._server.poll()
-            if received is not None:
-                self._serve(*received)
+            self._serve_next()
+
+    def _serve_next(self) -> None:
+        received = self._server.poll()
+        if received is not None:
+            self._serve(*received)
 
     def _serve(self, client: bytes, command: Command) -> None:
         match command.verb:

@@ -3,6 +3,9 @@
 Knowing a server's public key is enough for CURVE alone, so libzmq asks inside the process (ZAP) whether the owner of a
 client's key may come in. Usually a thread answers; here a process answers by itself whenever it publishes or serves
 commands, a few at a time, so that whoever knocks waits for at most a period, and a crowd that knocks takes no deadline.
+Measured on a 100 Hz grid with SCHED_FIFO and two busy cores, four rounds of 8 s: an idle zmq.auth thread is not to be
+told from none; with 50 clients a second that knock, it made the lateness p99 0.3 to 0.6 ms and missed 35 points, since
+it holds the interpreter for up to 5 ms at a time. Answered this way, 0.08 to 0.13 ms, and none was missed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who may use the page: the host and origin of a request, the token, how often commands come, and which text is shown.
+"""Who may use the page: the host and origin of a request, the token, and which text is shown.
 
 Knows HTTP's words and no socket. A browser runs pages of strangers beside ours, so being on loopback is not enough:
 
@@ -13,9 +13,10 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import secrets
-import time
 import unicodedata
 from urllib.parse import urlsplit
+
+from control.rate_limit import Budget
 
 COOKIE = "saccade_page"
 _LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
@@ -57,23 +58,6 @@ class Access:
 
     def _equals(self, offered: str) -> bool:
         return hmac.compare_digest(offered.encode("utf-8", "replace"), (self.token or "").encode())
-
-
-class Budget:
-    """How often something may happen: `rate_hz` in the long run, `burst` at once."""
-
-    def __init__(self, rate_hz: float, burst: int) -> None:
-        self._rate_hz, self._burst, self._left = rate_hz, burst, float(burst)
-        self._at_s = time.monotonic()
-
-    def take(self) -> bool:
-        now_s = time.monotonic()
-        self._left = min(self._burst, self._left + (now_s - self._at_s) * self._rate_hz)
-        self._at_s = now_s
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
 
 
 def is_unseen(character: str) -> bool:

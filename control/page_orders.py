@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 from control.address import BusAddress
 from control.bus import CommandClient
 from control.errors import WireError
-from control.page_access import Budget, find_unseen, shown
+from control.page_access import find_unseen, shown
+from control.rate_limit import Budget
 from control.wire import MAX_INSTRUCTION_CHARS
 
 _ANSWER_S, _FINISH_S = 1.5, 60.0

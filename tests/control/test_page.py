@@ -22,10 +22,11 @@ from control.address import BusAddress
 from control.bus import CommandServer, Publisher
 from control.errors import RobotError
 from control.messages import ActionChunk, Cycle, Features, Frames, Instruction, Mode, Reply, RobotSpec, State
-from control.page_access import Access, Budget, find_unseen, is_unseen, shown
+from control.page_access import Access, find_unseen, is_unseen, shown
 from control.page_arm import Link, drawable
 from control.page_bus import PageBus
 from control.page_commands import find_missing
+from control.rate_limit import Budget
 
 ROOT = Path(__file__).resolve().parents[2]
 
