@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import itertools
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -23,6 +25,7 @@ from control.loop import LoopSettings
 from control.safety import Freshness
 
 _PATHS = {"encoder": ("policy", "smoothing"), "bus": ("keys",)}
+_MAX_CHARS, _MAX_NODES = 1_000_000, 10_000
 Ms = Annotated[float, Field(gt=0, le=3_600_000)]
 
 
@@ -277,19 +280,27 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
 
 
 def _parse(text: str, where: str, places: dict[tuple[Any, ...], str], base: tuple[Any, ...] = ()) -> Any:
-    loader = yaml.SafeLoader(text)
+    if len(text) > _MAX_CHARS:
+        raise ConfigError(f"{where}: expected at most {_MAX_CHARS:,} characters, got {len(text):,}: is it a config?")
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
-        return None if node is None else _build(loader, node, where, places, base)
+        return None if node is None else _build(loader, node, where, places, base, itertools.count())
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    finally:
-        loader.dispose()
+        raise ConfigError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except (ValueError, OverflowError) as error:  # a date that is none, a number that is too long
+        raise ConfigError(f"{where}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deep: does an alias stand for itself?") from None
 
 
-def _build(loader: yaml.SafeLoader, node: yaml.Node, where: str, places: dict, base: tuple[Any, ...]) -> Any:
+def _build(
+    loader: yaml.SafeLoader, node: yaml.Node, where: str, places: dict, base: tuple[Any, ...], count: Iterator[int]
+) -> Any:
+    if next(count) > _MAX_NODES:
+        raise ConfigError(f"{where}: expected at most {_MAX_NODES:,} values: does an alias stand for itself?")
     places.setdefault(base, f"{where}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
@@ -298,10 +309,10 @@ def _build(loader: yaml.SafeLoader, node: yaml.Node, where: str, places: dict, b
             if key in result:
                 raise ConfigError(f"{line}: key '{'.'.join(map(str, (*base, key)))}' stands twice; remove one")
             places[(*base, key)] = line
-            result[key] = _build(loader, value_node, where, places, (*base, key))
+            result[key] = _build(loader, value_node, where, places, (*base, key), count)
         return result
     if isinstance(node, yaml.SequenceNode):
-        return [_build(loader, item, where, places, (*base, index)) for index, item in enumerate(node.value)]
+        return [_build(loader, item, where, places, (*base, index), count) for index, item in enumerate(node.value)]
     return loader.construct_object(node)
 
 

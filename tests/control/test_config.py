@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,22 @@ def test_the_budgets_follow_from_the_config(write):
     lines = "\n".join(budgets(load_config(write(MINIMAL))))
     assert "feature age when healthy: 2 x encode + 140 ms at most" in lines
     assert "encode may take 180 ms for full speed, 430 ms to run at all" in lines
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("version: 1\x00", "not valid YAML: unacceptable character"),
+        ("version: 2001-99-99", "not valid YAML: month must be in 1..12"),
+        ("a: &a [*a]", "nested too deep: does an alias stand for itself?"),
+        ("a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
+         "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]", "expected at most 10,000 values"),
+        ("[" * 5000, "nested too deep"),
+        ("# " + "x" * 1_000_000, "expected at most 1,000,000 characters, got 1,000,002"),
+    ],
+)  # fmt: skip
+def test_what_makes_a_yaml_parser_stumble_is_refused(tmp_path, text, said):
+    file = tmp_path / "odd.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_config(file)
