@@ -22,6 +22,7 @@ from control.page_commands import app as page_command
 from control.profile_commands import app as profile_command
 from control.record_commands import app as export_command
 from control.replay_commands import replay_app
+from control.soak_commands import app as soak_command
 from control.top_commands import app as top_command
 from sim.record_commands import app as record_command
 from vla.bench_commands import bench
@@ -48,6 +49,7 @@ app.add_typer(profile_command)
 app.add_typer(vla_commands)
 app.add_typer(record_command)
 app.add_typer(export_command)
+app.add_typer(soak_command)
 app.add_typer(top_command)
 app.add_typer(replay_app(load_parts))
 bench.add_typer(control_bench)
