@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import zmq
+import zmq.auth
+from zmq.auth.thread import ThreadAuthenticator
 
 from control.address import OWNERS, BusAddress
 from control.bus import CommandClient, CommandServer, Latest, Publisher, Subscriber
@@ -221,6 +223,36 @@ def test_a_remote_encoder_looks_and_delivers_and_commands_nothing(robot, folder)
                 break
         assert reader.rejected
         reader.close()
+
+
+def test_a_host_that_knows_only_pyzmq_speaks_with_the_same_files(robot, folder):
+    """As README says it: a robot host of somebody's own."""
+    keys = folder / "robot"
+    public, secret = zmq.auth.load_certificate(keys / "robot.key_secret")
+    with zmq.Context() as context, context.socket(zmq.PUB) as state, context.socket(zmq.SUB) as instructions:
+        authenticator = ThreadAuthenticator(context)
+        authenticator.start()
+        authenticator.configure_curve(domain="*", location=str(keys))
+        state.curve_server, state.curve_secretkey = True, secret
+        state.bind(robot.endpoint("state"))
+        instructions.curve_publickey, instructions.curve_secretkey, instructions.curve_serverkey = (
+            public,
+            secret,
+            public,
+        )
+        instructions.setsockopt(zmq.SUBSCRIBE, b"")
+        instructions.connect(robot.endpoint("instruction"))
+        for socket_ in (state, instructions):
+            socket_.setsockopt(zmq.LINGER, 0)
+        with Speaker(robot), contextlib.closing(Subscriber(robot, "state", newest_only=True)) as states:
+            assert instructions.poll(3000)
+            for _ in range(100):
+                state.send(b"no state")
+                states.poll(30)
+                if states.rejected:
+                    break
+            assert states.rejected, "it came, and was refused for what it says"
+        authenticator.stop()
 
 
 def test_a_topic_of_another_machine_is_not_bound(robot, folder):
