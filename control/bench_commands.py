@@ -1,4 +1,4 @@
-"""`bench loop` and `bench wire`: the benchmarks that need no model. `launch.py` puts them beside those of vla/.
+"""`bench loop`, `bench wire` and `bench stop`: the benchmarks that need no model. `launch.py` puts them beside those of vla/.
 
 Imports stay inside the commands, so that no operator's command starts slower.
 """
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from control.commands import ReportOption
+from control.commands import DEFAULT_CONFIG, ConfigOption, ReportOption, SetOption, load
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,6 +72,33 @@ def bench_wire(
     for line in notes(found):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     write_report(report, found | where)
+
+
+@app.command(name="stop")
+def bench_stop(
+    config: ConfigOption = DEFAULT_CONFIG,
+    set_: SetOption = None,
+    count: Annotated[int, typer.Option(min=1, help="How often to stop and resume.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of the moments within a period.")] = 0,
+    report: ReportOption = None,
+) -> None:
+    """How long STOP takes on the run that goes on, from a client to the held command leaving the controller."""
+    from control.bench_stop import measure_stop
+    from control.environment import environment
+    from control.host import stop_on_signals
+    from control.report import check_writable, write_report
+
+    settings = load(config, set_)
+    check_writable(report)
+    console, progress = _consoles()
+    with progress.status("") as shown:
+        found = measure_stop(
+            settings.bus.build(), count, seed, stop_on_signals(), lambda done: shown.update(f"{done} of {count}")
+        )
+    for name, what in (("sent_ms", "the action left the controller"), ("heard_ms", "it was heard by another process")):
+        times = ", ".join(f"{key} {value:.2f}" for key, value in found[name].items())
+        console.print(f"stop until {what}: {times} ms, of {found['count']}", highlight=False)
+    write_report(report, found | {"period_ms": 1000 / settings.control.rate_hz} | environment())
 
 
 def _consoles() -> tuple[Console, Console]:
