@@ -1,4 +1,4 @@
-"""`bench loop`, `bench wire` and `bench stop`: the benchmarks that need no model. `launch.py` puts them beside those of vla/.
+"""`bench loop`, `bench wire`, `bench stop`: the benchmarks that need no model. `launch.py` puts them beside vla/'s.
 
 Imports stay inside the commands, so that no operator's command starts slower.
 """

@@ -34,11 +34,11 @@ def measure_stop(
     heard_ms: list[float] = []
     try:
         while len(sent_ms) < count and not stopped():
-            _until(actions, lambda action: action.mode is Mode.RUN, "in RUN")
+            _until(actions, Mode.RUN)
             threading.Event().wait(rng.uniform(0.0, 0.25))
             begun_ns = time.monotonic_ns()
             client.send("stop", "measured by bench stop")
-            held = _until(actions, lambda action: action.mode is Mode.STOP and action.stamp_ns >= begun_ns, "in STOP")
+            held = _until(actions, Mode.STOP, begun_ns)
             heard_ms.append((time.monotonic_ns() - begun_ns) / NS_PER_MS)
             sent_ms.append((held.stamp_ns - begun_ns) / NS_PER_MS)
             client.request("resume", answer_s=_WAIT_S)
@@ -49,10 +49,10 @@ def measure_stop(
     return {"count": len(sent_ms), "sent_ms": percentiles(sent_ms), "heard_ms": percentiles(heard_ms)}
 
 
-def _until(actions: Subscriber, is_it: Callable[[ActionChunk], bool], what: str) -> ActionChunk:
+def _until(actions: Subscriber, mode: Mode, since_ns: int = 0) -> ActionChunk:
     ends_ns = time.monotonic_ns() + round(_WAIT_S * NS_PER_S)
     while time.monotonic_ns() < ends_ns:
         action = actions.poll(50)
-        if action is not None and is_it(action):
+        if action is not None and action.mode is mode and action.stamp_ns >= since_ns:
             return action
-    raise NotRunning(f"no controller {what} within {_WAIT_S:g} s: start a run first, and give it an instruction")
+    raise NotRunning(f"no controller in {mode} within {_WAIT_S:g} s: start a run first, and give it an instruction")
