@@ -145,7 +145,7 @@ class _Listener:
             self._poller.register(inbox.socket, zmq.POLLIN)
         self.samples = Samples(f"the run on {bus.address}")
         self._actions_ns: dict[tuple[int, int], int] = {}  # by seq and stamp: when it came
-        self._heard_ns = time.monotonic_ns()  # the newest cycle
+        self._began_ns = self._heard_ns = time.monotonic_ns()  # heard: the newest cycle
 
     def listen(self, seconds: float, stopped: Callable[[], bool], show: Callable[[str], None]) -> None:
         samples, shown_ns, began_ns = self.samples, 0, None
@@ -197,12 +197,22 @@ class _Listener:
             self._actions_ns[noun.seq, noun.stamp_ns] = now_ns
         elif isinstance(noun, Cycle):
             self._heard_ns = now_ns
+            if not self.samples.cycles and self._is_too_early(noun, now_ns):
+                return
             self.samples.cycles.append(noun)
             self._hop("cycle", now_ns - noun.stamp_ns - round(noun.cycle_ms * NS_PER_MS))
             action_ns = self._actions_ns.pop((noun.seq, noun.stamp_ns), None)
             if action_ns is not None:
                 before_ms = sum(noun.stage_ms.get(stage, 0.0) for stage in _BEFORE_PUBLISHING)
                 self._hop("action", action_ns - noun.stamp_ns - round(before_ms * NS_PER_MS))
+
+    def _is_too_early(self, cycle: Cycle, now_ns: int) -> bool:
+        """Whether the cycle acted on features that were sent before this listener was there; not for long, since
+        features may never be heard here.
+        """
+        if cycle.feature_seq is None or now_ns - self._began_ns > NS_PER_S:
+            return False
+        return (cycle.encoder_epoch, cycle.feature_seq) not in self.samples.encodes
 
     def _hop(self, topic: str, duration_ns: int) -> None:
         self.samples.hop_ms.setdefault(topic, []).append(duration_ns / NS_PER_MS)
