@@ -34,8 +34,6 @@ ALLOWED = {
     ("control/discovery.py", "importlib.metadata.entry_points"): "a config names a robot among installed packages",
     ("control/recording_format.py", "importlib.import_module"): "an extra, by names that stand in our own code",
     ("vla/policy_spec.py", "yaml.load"): "with a subclass of SafeLoader, checked below",
-    ("vla/weights.py", "AutoConfig.from_pretrained"): "of a model_type that transformers has itself: its code is used",
-    ("vla/prompt.py", "AutoTokenizer.from_pretrained"): "asks in a terminal first, and in a run there is none to ask",
     ("sim/gl.py", "ctypes.CDLL"): "the system's OpenGL, by names that stand in our own code",
     ("vla/census.py", "ctypes.CDLL"): "this very process, to give back its memory",
 }

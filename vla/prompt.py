@@ -101,7 +101,7 @@ class Prompter:
                     " likely an incomplete copy or download"
                 )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # the tokenizers library raises plain Exception
             raise FileFault(
                 f"{folder / 'tokenizer.json'} and tokenizer_config.json beside it: not a readable tokenizer"

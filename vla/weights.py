@@ -230,7 +230,7 @@ def describe(folder: Path) -> Any:
             f"{file}: model_type expected 'qwen2_5_vl', got {kind!r}: this folder holds another architecture"
         )
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         problems = check_supported(config)
         if not problems:
             _empty(config)
