@@ -38,16 +38,19 @@ class Seen:
     """Everything that was seen, in the order of time."""
 
     rows: list[Row] = field(default_factory=list)
-    actions: list[ActionChunk] = field(default_factory=list)
+    actions: list[ActionChunk] = field(default_factory=list)  # as the controller sent them
+    passed: list[ActionChunk] = field(default_factory=list)  # as the robot host got them, by their stamps
     cycles: list[Cycle] = field(default_factory=list)
     cycle_heard_ns: list[int] = field(default_factory=list)
 
     def since(self, from_ns: int) -> Seen:
-        """What came from then on, with the one row and action before it, which the first ones follow."""
+        """What came from then on, with the row and the actions before it, which the first ones follow."""
         row = max(0, bisect_right([row.at_ns for row in self.rows], from_ns) - 1)
-        action = max(0, bisect_right([action.stamp_ns for action in self.actions], from_ns) - 20)
+        action = bisect_right([action.stamp_ns for action in self.actions], from_ns)
+        passed = max(0, bisect_right([action.stamp_ns for action in self.passed], from_ns) - 20)
         cycle = bisect_right(self.cycle_heard_ns, from_ns)
-        return Seen(self.rows[row:], self.actions[action:], self.cycles[cycle:], self.cycle_heard_ns[cycle:])
+        heard_ns = self.cycle_heard_ns[cycle:]
+        return Seen(self.rows[row:], self.actions[action:], self.passed[passed:], self.cycles[cycle:], heard_ns)
 
 
 def broken_promises(seen: Seen, promises: Promises) -> list[str]:
@@ -102,8 +105,8 @@ def _outside_limits(seen: Seen, promises: Promises) -> str:
 
 
 def _moved_without_action(seen: Seen, promises: Promises) -> str:
-    """Every motion follows an action in RUN that is younger than the watchdog."""
-    moving = [action for action in seen.actions if action.mode is Mode.RUN]
+    """Every motion follows an action in RUN that had come and is younger than the watchdog."""
+    moving = [action for action in seen.passed if action.mode is Mode.RUN]
     stamps = [action.stamp_ns for action in moving]
     allowed_ns = promises.watchdog_ns + promises.host_period_ns + _CALL_NS
     worst_ms = 0.0

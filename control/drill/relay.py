@@ -11,6 +11,7 @@ import itertools
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -61,6 +62,7 @@ class Relay:
         self._newest: dict[str, bytes] = {}
         self._late: list[_Late] = []
         self._numbers = itertools.count()
+        self.actions_passed: deque[bytes] = deque(maxlen=10_000)  # to the robot; whoever reads them takes them out
         self._is_closing = threading.Event()
         for topic, readers in _READERS.items():
             inbox = self._context.socket(zmq.SUB)
@@ -128,6 +130,8 @@ class Relay:
         return max(0, (self._late[0].due_ns - time.monotonic_ns()) // NS_PER_MS)
 
     def _send(self, topic: str, data: bytes) -> None:
+        if topic == "action":
+            self.actions_passed.append(data)
         for socket in self._out[topic]:
             socket.send(data)
 

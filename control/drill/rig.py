@@ -6,6 +6,7 @@ thread of the drill's process, so its children are the drill's, and are ended on
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -20,11 +21,12 @@ from control.config import Config
 from control.drill.judge import Promises, Seen
 from control.drill.relay import Relay
 from control.drill.robot import read_journal, tell
-from control.errors import NotRunning, SaccadeError
-from control.messages import Cycle, Mode, RobotSpec
+from control.errors import NotRunning, SaccadeError, WireError
+from control.messages import ActionChunk, Cycle, Mode, RobotSpec
 from control.report import RunFigures
 from control.script import Script
 from control.supervisor import RECORDER, Supervisor
+from control.wire import decode
 
 PROCESSES = {"robot": "robot", "encoder": "encoder", "controller": "control"}  # name -> subcommand
 _SAY_EVERY_S = 2.5  # so that the arm is always under way
@@ -183,7 +185,16 @@ class Rig:
         with self._lock:
             rows, self._read = read_journal(self.journal, self._read)
             self.seen.rows += rows
+            self.seen.passed = sorted([*self.seen.passed, *self._passed()], key=lambda action: action.stamp_ns)
             return self.seen.since(since_ns)
+
+    def _passed(self) -> list[ActionChunk]:
+        """What the robot host has got since it was asked last, without what it refused."""
+        passed = []
+        while self.relay.actions_passed:
+            with contextlib.suppress(WireError):
+                passed.append(decode("action", self.relay.actions_passed.popleft()))
+        return passed
 
     def forget(self, before_ns: int) -> None:
         """Drops what was seen before, so that a long campaign does not grow."""

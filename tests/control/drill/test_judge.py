@@ -27,7 +27,7 @@ def action(at_ms, *rows, mode=Mode.RUN):
 
 def seen(rows=(), actions=None, cycles=()):
     actions = [action(at_ms) for at_ms in range(0, 2000, 100)] if actions is None else actions
-    return Seen(list(rows), list(actions), list(cycles), [one.stamp_ns for one in cycles])
+    return Seen(list(rows), list(actions), list(actions), list(cycles), [one.stamp_ns for one in cycles])
 
 
 def test_a_run_that_keeps_its_promises():
@@ -60,6 +60,13 @@ def test_a_motion_after_the_watchdogs_time():
     assert broken_promises(seen(moved, actions), PROMISES) == ["the arm moved 320 ms after the last action"]
     rests = [row(0, 0.0, 0.0), row(420, 0.0, 0.0)]
     assert broken_promises(seen(rests, actions), PROMISES) == [] and motions(rests) == []
+
+
+def test_actions_that_were_sent_and_never_came_count_for_nothing():
+    rows = [row(0, 0.0, 0.0), row(900, 0.01, 0.0)]
+    lost = seen(rows)
+    lost.passed = [action(0), action(100)]
+    assert broken_promises(lost, PROMISES) == ["the arm moved 800 ms after the last action"]
 
 
 def test_run_on_data_that_is_too_old():
