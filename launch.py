@@ -243,13 +243,23 @@ def train(
             metavar="NAMES", help="Cameras to learn to do without, with commas: grey in a tenth of what is seen."
         ),
     ] = "",
+    window: Annotated[
+        int | None,
+        typer.Option(metavar="SAMPLES", min=2, max=1024, help="Of --data: the last states are an input, so many."),
+    ] = None,
+    window_hz: Annotated[
+        float, typer.Option(metavar="HZ", min=10, max=1000, help="The robot.host_hz at which they were recorded.")
+    ] = 100.0,
     stage: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Train a policy, on the simulator or on recordings. The same command again goes on after an interrupt."""
     from sim.source import TabletopSource
     from sim.tasks import named
+    from vla.policy_spec import WindowChoice
     from vla.training.commands import TrainOptions, train_on_features, train_on_recordings, train_on_simulator
 
+    if window and not data:
+        raise typer.BadParameter("--window needs --data: recordings of runs with robot.history_samples")
     if optional_cameras and (from_ or features):
         raise typer.BadParameter("--optional-cameras is for training from nothing: the policy of --from has its own")
     options = TrainOptions(
@@ -268,6 +278,7 @@ def train(
         overwrite,
         steps,
         tuple(name.strip() for name in optional_cameras.split(",") if name.strip()),
+        WindowChoice(samples=window, rate_hz=window_hz) if window else None,
     )
     if features:
         train_on_features(options, features, typer.echo)

@@ -18,7 +18,7 @@ from tests.recordings import action
 from tests.vla import squares
 from vla.errors import TrainingFault
 from vla.policy import load_head
-from vla.policy_spec import HeadChoice, load_spec, verify
+from vla.policy_spec import HeadChoice, WindowChoice, load_spec, verify
 from vla.training.features import FeatureSet
 from vla.training.from_recordings import train_end_to_end, train_head_only
 from vla.training.parts import HeadSchedule
@@ -33,8 +33,12 @@ def quiet(line: str) -> None:
     pass
 
 
-def record(file: Path, episodes: int = 3, labels: bool = True, robot: RobotSpec = ROBOT, ticks: int = 12) -> Path:
-    """Episodes with a frame and a tick every 100 ms; state value 0 of tick i is i / 10, its target 1 further."""
+def record(
+    file: Path, episodes: int = 3, labels: bool = True, robot: RobotSpec = ROBOT, ticks: int = 12, window: int = 0
+) -> Path:
+    """Episodes with a frame and a tick every 100 ms; state value 0 of tick i is i / 10, its target 1 further. With a
+    `window` each state but the first one of an episode has one, which counts up to it in hundredths.
+    """
     rng = np.random.default_rng(len(file.name))
     stamp = 5_000_000_000
     with RecordingWriter(file, robot, images=ImageCodec("webp")) as writer:
@@ -49,7 +53,8 @@ def record(file: Path, episodes: int = 3, labels: bool = True, robot: RobotSpec 
                 }
                 writer.write(Frames(tick, stamp, images))
                 values = np.full(len(robot.state_names), tick / 10)
-                writer.write(State(tick, stamp, values))
+                rows = np.arange(1 - window, 1)[:, None] / 100 + values
+                writer.write(State(tick, stamp, values, rows if window and tick else None))
                 chunk = np.tile(values + 1, (HORIZON, 1)) + np.arange(HORIZON)[:, None] / 10
                 if labels:
                     writer.write(Label(stamp, chunk[:4]))
@@ -86,6 +91,43 @@ def test_a_batch_pairs_frames_with_later_states_of_their_episode(tmp_path: Path)
     np.testing.assert_array_equal(batch.images["view0"], again.images["view0"])
     held_out = held_out_batches(found, 300.0)[0]
     assert set(held_out.instructions) == {found.held_out[0].text}
+
+
+def test_windows_are_those_of_the_states_that_are_acted_on(tmp_path: Path) -> None:
+    found = load_recordings([record(tmp_path / "a.mcap", window=5)], HORIZON, quiet, window_samples=5)
+    episode = found.episodes[0]
+    assert episode.windows is not None and episode.windows.shape == (11, 5, 7)  # the first state has none
+    batch = next(batches(found.episodes, 0, 16, 3, 300.0))
+    assert batch.windows is not None and batch.windows.shape == (16, 3, 5, 7)
+    np.testing.assert_array_equal(batch.windows[:, :, -1], batch.states)
+    np.testing.assert_allclose(batch.windows[:, :, 0], batch.states - 0.04, atol=1e-6)
+
+
+@pytest.mark.parametrize(("recorded", "said"), [(0, "got none"), (7, "got 7")])
+def test_recordings_without_the_window_that_is_asked_for_are_refused(tmp_path: Path, recorded: int, said: str) -> None:
+    record(tmp_path / "a.mcap", window=recorded)
+    with pytest.raises(TrainingFault, match=f"a window of 5 samples, {said}: record a run with --set robot.history"):
+        load_recordings([tmp_path], HORIZON, quiet, window_samples=5)
+
+
+@pytest.mark.parametrize("head_only", [False, True])
+def test_a_head_learns_to_use_its_window(tmp_path: Path, write_policy: Callable[..., object], head_only: bool) -> None:
+    found = load_recordings([record(tmp_path / "a.mcap", episodes=4, window=5)], HORIZON, quiet, window_samples=5)
+    head, window = HeadChoice(kind="regression", hidden=32), WindowChoice(samples=5, rate_hz=100.0)
+    if head_only:
+        cameras = {"view0": (SIDE, SIDE), "view1": (SIDE, SIDE)}
+        write_policy(tmp_path / "begin", cameras=cameras, pooling={"view": "mean"}, head={"kind": "hold"})
+        steps = HeadSchedule(50, 64, max_age_ms=300.0)
+        train_head_only(tmp_path / "out", found, tmp_path / "begin", head, HORIZON, steps, quiet, window=window)
+    else:
+        schedule = Schedule(steps=3, measure_every=1)
+        train_end_to_end(tmp_path / "out", found, head, HORIZON, schedule, 300.0, quiet, window=window)
+    spec = verify(tmp_path / "out")
+    assert spec.window == window and load_head(tmp_path / "out").window_samples == 5
+    tokens = np.zeros((spec.tokens, spec.width), np.float32)
+    rest, rising = np.full((5, 7), 0.5), 0.5 + np.arange(-4, 1)[:, None] * np.full((1, 7), 0.1)
+    chunks = [load_head(tmp_path / "out").act(tokens, np.full(7, 0.5), 100.0, rows) for rows in (rest, rising)]
+    assert chunks[0].shape == (8, 7) and not np.allclose(*chunks)
 
 
 def test_recordings_of_two_robots_are_not_mixed(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from control.messages import RobotSpec
 from vla.errors import TrainingFault
-from vla.policy_spec import HeadChoice
+from vla.policy_spec import HeadChoice, WindowChoice
 from vla.training.checkpoint import work_folder
 from vla.training.curriculum import BatchPolicy, PolicyOnDisk, on_processes, save_features, train_embedded
 from vla.training.curve import save_curve
@@ -76,6 +76,7 @@ class TrainOptions:
     overwrite: bool
     steps: int = 6000  # of the head alone
     optional_cameras: tuple[str, ...] = ()  # to do without where they fail, end to end
+    window: WindowChoice | None = None  # of recorded states
 
     @property
     def head_choice(self) -> HeadChoice:
@@ -194,7 +195,7 @@ def train_on_recordings(options: TrainOptions, data: Sequence[Path], log: Callab
     from vla.training.recorded import load_recordings
 
     torch.set_num_threads(1)
-    found = load_recordings(data, HORIZON, log)
+    found = load_recordings(data, HORIZON, log, options.window.samples if options.window else 0)
     head = options.head_choice
     if not options.head_only:
         schedule = Schedule(minutes=options.minutes, patience=options.patience, seed=options.seed)
@@ -210,6 +211,7 @@ def train_on_recordings(options: TrainOptions, data: Sequence[Path], log: Callab
             options.overwrite,
             options.device,
             options.optional_cameras,
+            options.window,
         )
         return
     if options.start_from is None:
@@ -218,6 +220,15 @@ def train_on_recordings(options: TrainOptions, data: Sequence[Path], log: Callab
         options.steps, max_age_ms=options.max_age_ms, patience=options.patience, seed=options.seed, batch=256
     )
     curve = train_head_only(
-        options.out, found, options.start_from, head, HORIZON, steps, log, options.overwrite, options.device
+        options.out,
+        found,
+        options.start_from,
+        head,
+        HORIZON,
+        steps,
+        log,
+        options.overwrite,
+        options.device,
+        options.window,
     )
     log(save_curve(curve, work_folder(options.out) / "curve"))

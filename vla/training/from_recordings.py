@@ -10,7 +10,7 @@ import numpy as np
 
 from control.clock import NS_PER_MS
 from vla.errors import TrainingFault
-from vla.policy_spec import HEAD_FILE, POLICY_FILE, HeadChoice, identify, load_spec
+from vla.policy_spec import HEAD_FILE, POLICY_FILE, HeadChoice, WindowChoice, identify, load_spec
 from vla.training import checkpoint
 from vla.training.checkpoint import work_folder
 from vla.training.features import BatchEncoder, FeatureSet
@@ -35,10 +35,13 @@ def train_end_to_end(
     overwrite: bool = False,
     device: str = "cpu",
     optional_cameras: tuple[str, ...] = (),
+    window: WindowChoice | None = None,
 ) -> None:
     """Backbone, pooling and head, from nothing or from a policy of the same shape; goes on after an interrupt."""
     log("no ground truth in recordings: perception learns from the actions alone, which takes far more data")
-    shape = Shape(horizon, found.period_s, found.robot.name, head, queries=1, optional_cameras=optional_cameras)
+    shape = Shape(
+        horizon, found.period_s, found.robot.name, head, queries=1, window=window, optional_cameras=optional_cameras
+    )
     train(
         lambda seed: batches(found.episodes, seed, FRAMES, ACTING, max_age_ms),
         held_out_batches(found, max_age_ms),
@@ -65,6 +68,7 @@ def train_head_only(
     log: Callable[[str], None],
     overwrite: bool = False,
     device: str = "cpu",
+    window: WindowChoice | None = None,
 ) -> list[dict[str, float]]:
     """A policy in `out` with the backbone of `policy`, and pooling and head that were trained on `found`.
 
@@ -79,6 +83,7 @@ def train_head_only(
     wanted = spec.model_copy(
         update={
             "head": head,
+            "window": window,
             "horizon": horizon,
             "period_s": found.period_s,
             "feature_age_ms": (0.0, schedule.max_age_ms),
@@ -155,7 +160,8 @@ def _encoded(
 
 def _key(episode: RecordedEpisode, max_age_ms: float) -> str:
     digest = hashlib.sha256(f"{episode.text}\n{max_age_ms}\n".encode())
-    for array in (episode.frame_ns, episode.tick_ns, episode.states, episode.targets):
+    arrays = (episode.frame_ns, episode.tick_ns, episode.states, episode.targets, episode.windows)
+    for array in (array for array in arrays if array is not None):
         digest.update(np.ascontiguousarray(array).tobytes())
     for frame in episode.frames:
         for name in sorted(frame.images):
@@ -181,4 +187,5 @@ def _encode(encoder: BatchEncoder, episode: RecordedEpisode, max_age_ms: float) 
         (np.concatenate([episode.frame_ns[chosen], episode.tick_ns]) - origin) / NS_PER_MS,
         episode.states,
         episode.targets,
+        episode.windows,
     )

@@ -4,7 +4,8 @@ Reads any recording of this runtime, of a simulator or of an arm: the expert's l
 was commanded. Whole episodes are held out, so that no frame of a held-out scene is trained on. Nothing here knows what
 a scene really looked like: perception learns from the actions alone.
 
-Letters: N frames, M samples, K acting states, E acting ticks, H horizon, S state values, A actions.
+Letters: N frames, M samples, K acting states, E acting ticks, H horizon, S state values, A actions, W samples of a
+window.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class RecordedEpisode:
     tick_ns: np.ndarray  # (E,)
     states: np.ndarray  # (E, S) float32
     targets: np.ndarray  # (E, H, A) float32
+    windows: np.ndarray | None = None  # (E, W, S) float32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,13 +65,18 @@ class RecordedBatch:
     states: np.ndarray
     feature_age_ms: np.ndarray
     targets: np.ndarray
-    windows: None = None
+    windows: np.ndarray | None = None  # (M, K, W, S) float32
     truth: None = None
     rehearsal: None = None
 
 
-def load_recordings(paths: Sequence[Path], horizon: int, log: Callable[[str], None]) -> Recorded:
-    """All files, and all *.mcap of folders. Raises ConfigError and TrainingFault for what cannot be trained on."""
+def load_recordings(
+    paths: Sequence[Path], horizon: int, log: Callable[[str], None], window_samples: int = 0
+) -> Recorded:
+    """All files, and all *.mcap of folders. With `window_samples` each tick needs a window of so many states, as a
+    robot host sends them with `robot.history_samples`. Raises ConfigError and TrainingFault for what cannot be trained
+    on.
+    """
     files = sorted(file for path in paths for file in (path.rglob("*.mcap") if path.is_dir() else [path]))
     if not files:
         raise TrainingFault(f"no recording in {', '.join(map(str, paths))}: `launch.py record` writes *.mcap files")
@@ -81,7 +88,7 @@ def load_recordings(paths: Sequence[Path], horizon: int, log: Callable[[str], No
             log(f"{file}: {recording.lost}")
         expect_same_robot(robot or recording.spec, recording)
         robot = robot or recording.spec
-        found += _episodes(recording, horizon)
+        found += _episodes(recording, horizon, window_samples)
     if not found or robot is None:
         raise TrainingFault(
             f"{len(files)} recording(s) hold no episode to train on: neither labels nor actions of mode RUN with frames"
@@ -96,13 +103,15 @@ def load_recordings(paths: Sequence[Path], horizon: int, log: Callable[[str], No
     return Recorded(robot, robot.action_period_s, kept, held_out)
 
 
-def _episodes(recording: Recording, horizon: int) -> list[RecordedEpisode]:
+def _episodes(recording: Recording, horizon: int, window_samples: int) -> list[RecordedEpisode]:
     spec = recording.spec
     found = []
     for text, begin_ns, end_ns in spans(recording, only_successes=False):
         stamps, first = actions(recording, begin_ns, end_ns)
         newest = [recording.newest("state", stamp) for stamp in stamps]
         kept = [i for i, index in enumerate(newest) if not is_too_old(recording, "state", index, stamps[i])]
+        if window_samples:
+            kept = _with_window(recording, newest, kept, window_samples)
         span = np.searchsorted(recording.log_ns["frames"], (begin_ns, end_ns))
         frames = recording.frames[span[0] : span[1]]
         if not kept or not frames:
@@ -118,9 +127,30 @@ def _episodes(recording: Recording, horizon: int) -> list[RecordedEpisode]:
                 np.array([stamps[i] for i in kept], dtype=np.int64),
                 states,
                 chunks,
+                _windows(recording, [newest[i] for i in kept]) if window_samples else None,
             )
         )
     return found
+
+
+def _with_window(recording: Recording, newest: list[int], ticks: list[int], samples: int) -> list[int]:
+    """The ticks whose state has its window; a host has none in its first moments. Raises TrainingFault for another."""
+    histories = {index: recording.states[newest[index]].history for index in ticks}
+    sizes = {len(history) for history in histories.values() if history is not None}
+    if sizes - {samples} or not sizes:
+        got = ", ".join(map(str, sorted(sizes))) or "none"
+        raise TrainingFault(
+            f"{recording.file}: expected states with a window of {samples} samples, got {got}: record a run with"
+            f" --set robot.history_samples={samples}"
+        )
+    return [index for index, history in histories.items() if history is not None]
+
+
+def _windows(recording: Recording, indices: list[int]) -> np.ndarray:
+    windows = np.array([recording.states[index].history for index in indices], dtype=np.float32)
+    if not np.isfinite(windows).all():
+        raise TrainingFault(f"{recording.file}: a window of states holds NaN or infinity: the file is damaged")
+    return windows
 
 
 def _chunks(recording: Recording, stamps: list[int], first: np.ndarray, horizon: int) -> np.ndarray:
@@ -164,12 +194,14 @@ def batches(
     while True:
         chosen = [usable[i] for i in rng.integers(len(usable), size=frames)]
         images = [episode.frames[index].decode().images for episode, index in chosen]
-        states, ages, targets = [], [], []
+        states, ages, targets, windows = [], [], [], []
         for episode, index in chosen:
             first, end = span(episode, index, max_age_ms)
             ticks = rng.integers(first, end, size=acting)
             states.append(episode.states[ticks])
             targets.append(episode.targets[ticks])
+            if episode.windows is not None:
+                windows.append(episode.windows[ticks])
             ages.append((episode.tick_ns[ticks] - episode.frame_ns[index]) / NS_PER_MS)
         yield RecordedBatch(
             {name: np.stack([image[name] for image in images]) for name in images[0]},
@@ -178,6 +210,7 @@ def batches(
             np.stack(states),
             np.array(ages, dtype=np.float32),
             np.stack(targets),
+            np.stack(windows) if windows else None,
         )
 
 
