@@ -190,7 +190,7 @@ def test_an_encoder_that_is_stopped_holds_and_one_that_is_killed_comes_back(star
         encoder = run.children()["encoder"]
         os.kill(encoder, signal.SIGSTOP)
         status = run.wait_for(lambda status: status["mode"] == "HOLD")
-        assert "past hold_after_ms 600" in status["reason"]
+        assert "past hold_after_ms 1100" in status["reason"]
         os.kill(encoder, signal.SIGCONT)
         run.wait_for(lambda status: status["mode"] == "RUN")
         os.kill(encoder, signal.SIGKILL)
