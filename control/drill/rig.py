@@ -16,7 +16,7 @@ from pathlib import Path
 from control.address import BusAddress
 from control.bus import CommandClient, Subscriber
 from control.child import Child, python_command
-from control.clock import NS_PER_S
+from control.clock import NS_PER_MS, NS_PER_S
 from control.config import Config
 from control.drill.judge import Promises, Seen
 from control.drill.relay import Relay
@@ -145,11 +145,12 @@ class Rig:
         return self._children[name]
 
     def is_healthy(self, since_ns: int) -> bool:
-        """Whether the newest cycle is a plain RUN that began after `since_ns`, and not long ago."""
+        """Whether the newest cycle is a plain RUN, not long ago, on a capture that was taken after `since_ns`."""
         cycle, now_ns = self.last_cycle, time.monotonic_ns()
-        if cycle is None or cycle.stamp_ns < max(since_ns, now_ns - 3 * self.promises.period_ns):
+        if cycle is None or cycle.feature_age_ms is None or cycle.mode is not Mode.RUN or cycle.reason:
             return False
-        return cycle.mode is Mode.RUN and not cycle.reason
+        is_new = cycle.stamp_ns > now_ns - 3 * self.promises.period_ns
+        return is_new and cycle.stamp_ns - cycle.feature_age_ms * NS_PER_MS > since_ns
 
     def was_healthy(self, from_ns: int) -> bool:
         """Whether every cycle since then was a plain RUN, none of them missing."""

@@ -82,7 +82,7 @@ class CountingRobot:
         return np.full(2, float(self.reads))
 
     def read_frames(self):
-        return {"front": np.zeros((28, 28, 3), np.uint8)}
+        return {"front": np.full((28, 28, 3), 128, np.uint8)}
 
     def connect(self): ...
 
