@@ -16,6 +16,7 @@ import typer
 from control.bench_commands import app as control_bench
 from control.commands import DEFAULT_CONFIG, ROOT, ConfigOption, ParentOption, ReportOption, SetOption, load, process
 from control.commands import app as control_commands
+from control.drill.commands import drill_app
 from control.keys_commands import app as keys_command
 from control.keys_commands import check_keys
 from control.page_commands import app as page_command
@@ -29,6 +30,7 @@ from vla.bench_commands import bench
 from vla.commands import adapted, check_encoder, encoder_options
 from vla.commands import app as vla_commands
 from vla.parts import load_parts
+from vla.training.train_command import train_app
 
 if TYPE_CHECKING:
     from control.config import Config
@@ -204,93 +206,6 @@ def check(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None) -> None
     typer.echo("all well")
 
 
-@app.command(rich_help_panel="Prepare")
-def train(
-    out: Annotated[Path, typer.Option(help="Policy folder to write.")],
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE|DIR", help="Recordings to train on, instead of the simulator. May be repeated."),
-    ] = None,
-    from_: Annotated[
-        Path | None, typer.Option("--from", help="Policy folder to begin with; needed for --head-only.")
-    ] = None,
-    head_only: Annotated[
-        bool, typer.Option("--head-only", help="Keep the backbone: encode --data once, train pooling and head on it.")
-    ] = False,
-    features: Annotated[
-        Path | None,
-        typer.Option(help="Train another head for --from, on the features that the rounds of a training left here."),
-    ] = None,
-    tasks: Annotated[str, typer.Option(help="What to learn on the simulator: a list with commas, or all.")] = "all",
-    minutes: Annotated[float, typer.Option(min=0.01, help="Of the end-to-end stage.")] = 120.0,
-    rounds: Annotated[int, typer.Option(min=0, help="Then so many rounds that train the head alone.")] = 0,
-    frames: Annotated[
-        int, typer.Option(min=64, help="Frames of such a round, from the policy's own episodes.")
-    ] = 16000,
-    max_age: Annotated[float, typer.Option(metavar="MS", min=0.0, help="Oldest features to train with.")] = 1000.0,
-    head: Annotated[str, typer.Option(help="regression, or flow-matching.")] = "regression",
-    patience: Annotated[
-        int | None, typer.Option(min=1, help="End after so many measurements without a better held-out error.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; one a core, or one a GPU.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of scenes and weights.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a policy that lies there already.")] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Of the head, where it is trained alone.")] = 6000,
-    optional_cameras: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES", help="Cameras to learn to do without, with commas: grey in a tenth of what is seen."
-        ),
-    ] = "",
-    window: Annotated[
-        int | None,
-        typer.Option(metavar="SAMPLES", min=2, max=1024, help="Of --data: the last states are an input, so many."),
-    ] = None,
-    window_hz: Annotated[
-        float, typer.Option(metavar="HZ", min=10, max=1000, help="The robot.host_hz at which they were recorded.")
-    ] = 100.0,
-    stage: Annotated[str, typer.Option(hidden=True)] = "",
-) -> None:
-    """Train a policy, on the simulator or on recordings. The same command again goes on after an interrupt."""
-    from sim.source import TabletopSource
-    from sim.tasks import named
-    from vla.policy_spec import WindowChoice
-    from vla.training.commands import TrainOptions, train_on_features, train_on_recordings, train_on_simulator
-
-    if window and not data:
-        raise typer.BadParameter("--window needs --data: recordings of runs with robot.history_samples")
-    if optional_cameras and (from_ or features):
-        raise typer.BadParameter("--optional-cameras is for training from nothing: the policy of --from has its own")
-    options = TrainOptions(
-        out,
-        from_,
-        head_only,
-        minutes,
-        rounds,
-        frames,
-        max_age,
-        head,
-        patience,
-        workers,
-        device,
-        seed,
-        overwrite,
-        steps,
-        tuple(name.strip() for name in optional_cameras.split(",") if name.strip()),
-        WindowChoice(samples=window, rate_hz=window_hz) if window else None,
-    )
-    if features:
-        train_on_features(options, features, typer.echo)
-    elif data:
-        train_on_recordings(options, data, typer.echo)
-    elif head_only or from_:
-        raise typer.BadParameter("--head-only and --from need --data: recordings to train on")
-    else:
-        source = TabletopSource(named(tasks), max_age_ms=max_age)
-        train_on_simulator(options, source, ["--tasks", tasks], Path(__file__).resolve(), typer.echo, stage)
-
-
 @app.command(name="eval", rich_help_panel="Prepare")
 def evaluate(
     config: ConfigOption = DEFAULT_CONFIG,
@@ -378,45 +293,6 @@ def evaluate(
     session.lead(load_policy, workers, arguments, about, typer.echo)
 
 
-@app.command(rich_help_panel="Measure")
-def drill(
-    config: ConfigOption = DEFAULT_CONFIG,
-    set_: SetOption = None,
-    say: Annotated[
-        list[str] | None,
-        typer.Option(help="What the robot does meanwhile; may be repeated. The simulator's own tasks otherwise."),
-    ] = None,
-    faults: Annotated[int, typer.Option(metavar="N", min=1, help="How many, of all kinds in turn.")] = 100,
-    quick: Annotated[bool, typer.Option("--quick", help="One of each kind instead, in a few minutes.")] = False,
-    only: Annotated[
-        str | None,
-        typer.Option(metavar="WORDS", help="Only kinds with one of these words, with commas: killed,camera."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first fault; each next one counts up.")] = 0,
-    report: ReportOption = None,
-) -> None:
-    """Break everything on purpose, in real processes, and see who notices, what moves and what recovers.
-
-    Exits with 1 when a promise was broken. Not for a robot that anybody stands beside.
-    """
-    from control.drill.session import drill as hold_drill
-    from control.host import stop_on_signals
-
-    settings = load(config, set_)
-    _check_policy(settings)
-    if not say:
-        from sim.tasks import episodes as sample_episodes
-        from sim.tasks import named
-
-        say = [text for _, _, text in sample_episodes(seed, 50, "seen", named("all"))]
-    arguments = ["--config", str(config), *(word for item in set_ or [] for word in ("--set", item))]
-    count = None if quick else faults
-    code = hold_drill(
-        settings, Path(__file__).resolve(), arguments, say, count, only, seed, report, stop_on_signals(), typer.echo
-    )
-    raise typer.Exit(code)
-
-
 def _check_policy(settings: Config) -> list[str]:
     """What policy and robot are, in words. Raises MismatchError when they do not fit."""
     from control.clock import MonotonicClock
@@ -448,6 +324,24 @@ def _check_policy(settings: Config) -> list[str]:
         *lines,
         f"robot '{robot.spec.name}': {len(robot.spec.action_names)} actions, {len(robot.spec.cameras)} cameras",
     ]
+
+
+def _sentences(seed: int) -> list[str]:
+    """Tasks of the simulator, as it words them in training."""
+    from sim.tasks import episodes, named
+
+    return [text for _, _, text in episodes(seed, 50, "seen", named("all"))]
+
+
+def _source(tasks: str, max_age_ms: float) -> Any:
+    from sim.source import TabletopSource
+    from sim.tasks import named
+
+    return TabletopSource(named(tasks), max_age_ms=max_age_ms)
+
+
+app.add_typer(train_app(_source))
+app.add_typer(drill_app(_check_policy, _sentences))
 
 
 def main() -> None:

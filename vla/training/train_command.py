@@ -1,0 +1,115 @@
+"""`train`. The simulator to train on is given: this folder knows none.
+
+Imports stay inside the command, so that no other one starts slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from control.commands import ROOT
+
+if TYPE_CHECKING:
+    from vla.training.commands import Source
+
+
+def train_app(source_of: Callable[[str, float], Source]) -> typer.Typer:
+    """The command. `source_of` gives what to learn on: tasks by name, and the oldest features in ms."""
+    app = typer.Typer()
+
+    @app.command(rich_help_panel="Prepare")
+    def train(
+        out: Annotated[Path, typer.Option(help="Policy folder to write.")],
+        data: Annotated[
+            list[Path] | None,
+            typer.Option(metavar="FILE|DIR", help="Recordings to train on, instead of the simulator. May be repeated."),
+        ] = None,
+        from_: Annotated[
+            Path | None, typer.Option("--from", help="Policy folder to begin with; needed for --head-only.")
+        ] = None,
+        head_only: Annotated[
+            bool,
+            typer.Option("--head-only", help="Keep the backbone: encode --data once, train pooling and head on it."),
+        ] = False,
+        features: Annotated[
+            Path | None,
+            typer.Option(
+                help="Train another head for --from, on the features that the rounds of a training left here."
+            ),
+        ] = None,
+        tasks: Annotated[str, typer.Option(help="What to learn on the simulator: a list with commas, or all.")] = "all",
+        minutes: Annotated[float, typer.Option(min=0.01, help="Of the end-to-end stage.")] = 120.0,
+        rounds: Annotated[int, typer.Option(min=0, help="Then so many rounds that train the head alone.")] = 0,
+        frames: Annotated[
+            int, typer.Option(min=64, help="Frames of such a round, from the policy's own episodes.")
+        ] = 16000,
+        max_age: Annotated[float, typer.Option(metavar="MS", min=0.0, help="Oldest features to train with.")] = 1000.0,
+        head: Annotated[str, typer.Option(help="regression, or flow-matching.")] = "regression",
+        patience: Annotated[
+            int | None, typer.Option(min=1, help="End after so many measurements without a better held-out error.")
+        ] = None,
+        workers: Annotated[int, typer.Option(min=1, help="Processes; one a core, or one a GPU.")] = 1,
+        device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+        seed: Annotated[int, typer.Option(min=0, help="Seed of scenes and weights.")] = 0,
+        overwrite: Annotated[
+            bool, typer.Option("--overwrite", help="Replace a policy that lies there already.")
+        ] = False,
+        steps: Annotated[int, typer.Option(min=1, help="Of the head, where it is trained alone.")] = 6000,
+        optional_cameras: Annotated[
+            str,
+            typer.Option(
+                metavar="NAMES", help="Cameras to learn to do without, with commas: grey in a tenth of what is seen."
+            ),
+        ] = "",
+        window: Annotated[
+            int | None,
+            typer.Option(metavar="SAMPLES", min=2, max=1024, help="Of --data: the last states are an input, so many."),
+        ] = None,
+        window_hz: Annotated[
+            float, typer.Option(metavar="HZ", min=10, max=1000, help="The robot.host_hz at which they were recorded.")
+        ] = 100.0,
+        stage: Annotated[str, typer.Option(hidden=True)] = "",
+    ) -> None:
+        """Train a policy, on the simulator or on recordings. The same command again goes on after an interrupt."""
+        from vla.policy_spec import WindowChoice
+        from vla.training.commands import TrainOptions, train_on_features, train_on_recordings, train_on_simulator
+
+        if window and not data:
+            raise typer.BadParameter("--window needs --data: recordings of runs with robot.history_samples")
+        if optional_cameras and (from_ or features):
+            raise typer.BadParameter(
+                "--optional-cameras is for training from nothing: the policy of --from has its own"
+            )
+        options = TrainOptions(
+            out,
+            from_,
+            head_only,
+            minutes,
+            rounds,
+            frames,
+            max_age,
+            head,
+            patience,
+            workers,
+            device,
+            seed,
+            overwrite,
+            steps,
+            tuple(name.strip() for name in optional_cameras.split(",") if name.strip()),
+            WindowChoice(samples=window, rate_hz=window_hz) if window else None,
+        )
+        if features:
+            train_on_features(options, features, typer.echo)
+        elif data:
+            train_on_recordings(options, data, typer.echo)
+        elif head_only or from_:
+            raise typer.BadParameter("--head-only and --from need --data: recordings to train on")
+        else:
+            script = ROOT / "launch.py"
+            train_on_simulator(options, source_of(tasks, max_age), ["--tasks", tasks], script, typer.echo, stage)
+
+    return app
