@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from control.bench_commands import app as control_bench
-from control.commands import DEFAULT_CONFIG, ROOT, ConfigOption, ParentOption, ReportOption, SetOption, load, process
+from control.commands import (
+    DEFAULT_CONFIG,
+    ROOT,
+    ConfigOption,
+    ParentOption,
+    ReportOption,
+    SetOption,
+    config_words,
+    load,
+    process,
+)
 from control.commands import app as control_commands
 from control.drill.commands import drill_app
 from control.keys_commands import app as keys_command
@@ -126,7 +136,7 @@ def run(
     stopped = stop_on_signals()
     started_ns = time.monotonic_ns()
     bus = settings.bus.build()
-    arguments = ["--config", str(config), *(word for item in overrides for word in ("--set", item))]
+    arguments = config_words(config, overrides)
     names = [("robot", "robot"), ("encoder", "encoder"), ("controller", "control")]
     children = [
         Child(name, python_command(Path(__file__).resolve(), subcommand, arguments))
@@ -287,8 +297,7 @@ def evaluate(
     if shard is not None:
         session.work(shard, load_policy)
         return
-    arguments = [str(Path(__file__).resolve()), "eval", "--config", str(config)]
-    arguments += [word for item in set_ or [] for word in ("--set", item)]
+    arguments = [str(Path(__file__).resolve()), "eval", *config_words(config, set_)]
     about = {"policy": identify(folder), "precision": options.precision, "device": options.device, "robot": robot.name}
     session.lead(load_policy, workers, arguments, about, typer.echo)
 

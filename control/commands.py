@@ -99,6 +99,11 @@ def load(config: Path, overrides: list[str] | None) -> Config:
     return load_config(config, overrides)
 
 
+def config_words(config: Path, overrides: list[str] | None) -> list[str]:
+    """The same config and overrides as words of a command line, for a process of this runtime."""
+    return ["--config", str(config), *(word for item in overrides or [] for word in ("--set", item))]
+
+
 def process(name: str, config: Path, overrides: list[str] | None, parent: int) -> tuple[Config, Callable[[], bool]]:
     """Config and stop condition of a process: a signal, or the end of the supervisor that started it."""
     from control.console import log_to_stderr

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from control.commands import DEFAULT_CONFIG, ROOT, ConfigOption, ReportOption, SetOption, load
+from control.commands import DEFAULT_CONFIG, ROOT, ConfigOption, ReportOption, SetOption, config_words, load
 
 app = typer.Typer()
 MOST_MISSED, MOST_GROWTH = 0.001, 0.02
@@ -45,7 +45,7 @@ def soak(
     stopped = stop_on_signals()
     folder = Path(tempfile.mkdtemp(prefix="saccade-soak-"))
     seconds = 60 * minutes
-    words = ["--config", str(config), *(word for item in set_ or [] for word in ("--set", item))]
+    words = config_words(config, set_)
     words += ["--set", "page.port=0", "--set", "run.max_encoder_restarts=10000"]
     words += [
         "--duration",

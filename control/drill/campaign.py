@@ -18,7 +18,6 @@ _QUIET_S = 0.4  # of health before a fault
 _RECOVERS_S = 30.0
 _STABLE_S = 0.5  # healthy so long: recovered
 _RESUME_S = 0.2
-_LATCHED = "latched until `resume`"
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from control.commands import DEFAULT_CONFIG, ROOT, ConfigOption, ReportOption, SetOption, load
+from control.commands import DEFAULT_CONFIG, ROOT, ConfigOption, ReportOption, SetOption, config_words, load
 
 if TYPE_CHECKING:
     from control.config import Config
@@ -48,12 +48,11 @@ def drill_app(check_policy: Callable[[Config], object], own_sentences: Callable[
 
         settings = load(config, set_)
         check_policy(settings)
-        arguments = ["--config", str(config), *(word for item in set_ or [] for word in ("--set", item))]
         count = None if quick else faults
         code = hold_drill(
             settings,
             ROOT / "launch.py",
-            arguments,
+            config_words(config, set_),
             say or own_sentences(seed),
             count,
             only,
