@@ -19,10 +19,11 @@ import numpy as np
 
 from control.clock import FakeClock
 from sim import expert, facts, kinematics, tasks
+from sim.following import Following
 from sim.options import seed_number
 from sim.phrasing import varied
 from sim.rehearsal import Rehearsal, Track, rehearse
-from sim.scene import BIN_CENTRE, CAMERAS, COLOURS
+from sim.scene import BIN_CENTRE, CAMERAS, COLOURS, HAND_CAMERA
 from sim.tabletop import TabletopRobot
 
 PERIOD_S = 0.1
@@ -41,6 +42,7 @@ class Truth:
 
     uv: dict[str, np.ndarray]  # camera -> (M, Q, 2) float32: the centre, u right, v down, in [0, 1)
     visible: dict[str, np.ndarray]  # camera -> (M, Q) bool; where False, uv is clipped into the image
+    turn: dict[str, np.ndarray]  # camera -> (M, 2) float32: sine and cosine of 4 times the yaw of the first object
     facts: np.ndarray  # (M, F) float32, in the order of facts.NAMES
 
 
@@ -121,6 +123,7 @@ def drive(
     calm = float(rng.choice([0.9, 0.5, 0.2]))
     states, blocks, asked = np.empty((ticks, 7)), np.empty((ticks, 4, 4)), np.empty((ticks, 3), int)
     track, seen = Track(states, blocks, asked), []
+    arm = Following(robot, clock, PERIOD_S)
     whims, task, task_ends = Whims.draw(rng, 0, calm), tasks.sample_task(rng, kinds), 0
     for tick in range(ticks):
         states[tick], blocks[tick] = robot.read_state(), robot.block_poses
@@ -134,8 +137,8 @@ def drive(
             look = look_at(robot, tick, task)
             seen.append(replace(look, track=track))
         if tick % round(PERIOD_S / TICK_S) == 0:
-            robot.apply(whims.target(rng, states[tick], blocks[tick], task))
-        clock.advance(TICK_NS)
+            arm.aim(whims.target(rng, states[tick], blocks[tick], task), states[tick])
+        arm.advance(TICK_NS)
     return track, seen
 
 
@@ -286,6 +289,7 @@ def batch_of(
         truth=Truth(
             {name: np.array([look.uv[name] for _, look, _ in samples], np.float32)[rows, objects] for name in cameras},
             {name: np.array([look.visible[name] for _, look, _ in samples])[rows, objects] for name in cameras},
+            {name: facts.turned(then, in_hand=name == HAND_CAMERA).astype(np.float32) for name in cameras},
             facts.of(then),
         ),
     )

@@ -20,6 +20,7 @@ from control.clock import FakeClock
 from control.messages import Instruction
 from sim import expert, tasks
 from sim.demonstrations import PERIOD_S, TICK_NS, TICK_S, Look, Whims, look_at, sample_doable, start_somewhere
+from sim.following import Following
 from sim.options import seed_number
 from sim.rehearsal import Track
 from sim.tabletop import TabletopRobot
@@ -78,7 +79,7 @@ class _Table:
     """One table with what is going on there."""
 
     robot: TabletopRobot
-    clock: FakeClock
+    arm: Following
     scene: Scene = field(default_factory=Scene)
     task: tasks.Task = tasks.Task("touch", "red")
     text: str = ""
@@ -118,7 +119,7 @@ class Collector:
             clock = FakeClock()
             robot = TabletopRobot(clock)
             robot.connect()
-            self.tables.append(_Table(robot, clock))
+            self.tables.append(_Table(robot, Following(robot, clock, PERIOD_S)))
 
     def scenes(self) -> Iterator[Scene]:
         """Without end, each as soon as it is over."""
@@ -137,6 +138,7 @@ class Collector:
             table.scene = Scene()
             table.robot.reset(int(rng.integers(2**31)))
             start_somewhere(rng, table.robot, share=0.25)
+            table.arm.restart()
             table.left = int(rng.integers(1, _CHAIN + 1))
         table.left -= 1
         table.task = sample_doable(rng, self._kinds, table.robot.block_poses)
@@ -173,12 +175,12 @@ class Collector:
             ages.append((table.tick - frame.tick) * TICK_S * 1000)
         chunks = self.policy.act(np.stack(used), states, np.array(ages, dtype=np.float32))
         for index, table in enumerate(self.tables):
-            table.robot.apply(self._drive(table, states[index], chunks[index, 0]))
+            table.arm.aim(self._drive(table, states[index], chunks[index, 0]), states[index])
             for _ in range(_TICKS_A_PERIOD):
                 table.scene.states.append(table.robot.read_state())
                 table.scene.blocks.append(table.robot.block_poses)
                 table.scene.asked.append(table.task)
-                table.clock.advance(TICK_NS)
+                table.arm.advance(TICK_NS)
                 table.robot.judge()
             if table.robot.is_over:
                 table.ends = min(table.ends, table.tick + round(_AFTERWARDS_S / TICK_S))
@@ -202,8 +204,7 @@ class Collector:
             if table.tick < table.whims.until:
                 return table.whims.target(rng, state, table.robot.block_poses, table.task)
             table.whims = None
-        limit = table.robot.spec.max_velocity * PERIOD_S
-        return state + np.clip(target - state, -limit, limit)
+        return target
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -259,7 +259,7 @@ def test_training_on_the_simulator_goes_through_its_stages_and_goes_on_where_it_
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--head-only",), "--head-only and --from need --data"),
+        (("--head-only",), "--head-only needs --data"),
         (("--tasks", "juggle"), "unknown task 'juggle'; known: touch"),
         (("--head", "diffusion"), "--head takes regression or flow-matching, got 'diffusion'"),
         (("--data", "nowhere"), "no recording in nowhere"),

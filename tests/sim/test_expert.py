@@ -77,6 +77,26 @@ def test_from_any_pose_above_the_table_the_expert_recovers(bench, kind):
     assert done == [True] * 10
 
 
+@pytest.mark.parametrize("degrees", [-44, -40, 40, 45])
+def test_a_block_that_is_squeezed_across_its_corners_is_let_go_turned_to_and_gripped(bench, degrees):
+    xy = np.array([0.38, 0.06])
+    blocks = np.array([[*xy, 0.024, np.arctan2(*xy[::-1]) + np.radians(degrees)], *ROW[1:]])
+    bench.robot.pose(tool_down(np.array([[*xy, 0.014]]), 0.072)[0], blocks)
+    task = bench.say("pick up the red block")
+    bench.robot.apply(bench.robot.read_state() * (1, 1, 1, 1, 1, 1, 0))
+    bench.wait(0.5)
+    assert holds(bench) is None and 0.058 < bench.robot.read_state()[6] < 0.068  # on two corners
+    assert follow(bench, task, 6.0) is True
+
+
+def test_across_the_corners_the_wrist_turns_one_way_however_the_block_lies():
+    off = np.radians([-44, -30, 30, 44])
+    roll = np.zeros(4)
+    assert (expert._aligning(roll, off) > 0.3).all()
+    near_the_end = expert._aligning(np.full(4, 1.9), 1.9 + off)
+    assert (near_the_end < 1.9).all()  # but not beyond what it can turn
+
+
 @pytest.mark.parametrize(("first", "then"), list(itertools.permutations(KINDS, 2)))
 def test_an_instruction_that_changes_in_the_middle_is_followed_from_there(bench, first, then):
     rng = np.random.default_rng(KINDS.index(first) * len(KINDS) + KINDS.index(then))

@@ -21,6 +21,7 @@ class SquaresTruth:
     uv: dict[str, np.ndarray]
     visible: dict[str, np.ndarray]
     facts: np.ndarray
+    turn: dict[str, np.ndarray] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,7 +27,7 @@ from vla.training.train import Schedule, Shape, train
 
 HORIZON = 8  # rows of a chunk
 HIDDEN, LAYERS = 512, 3
-PRACTICE_SHARE = 0.2  # of the minutes: the head alone, on facts that it is told
+PRACTICE_SHARE = 0.2  # of the minutes, where nobody says: the head alone, on facts that it is told
 OWN_AFTER = 0.28  # of the minutes: from then on, half of the frames come from the policy's own episodes
 
 
@@ -77,6 +77,7 @@ class TrainOptions:
     steps: int = 6000  # of the head alone
     optional_cameras: tuple[str, ...] = ()  # to do without where they fail, end to end
     window: WindowChoice | None = None  # of recorded states
+    practice: float = PRACTICE_SHARE  # of the minutes, on the simulator
 
     @property
     def head_choice(self) -> HeadChoice:
@@ -88,6 +89,7 @@ class TrainOptions:
         """The same options as words of a command line; --overwrite is left out, it was dealt with."""
         words = ["train", "--out", str(self.out.resolve()), "--minutes", str(self.minutes), "--seed", str(self.seed)]
         words += ["--rounds", str(self.rounds), "--frames", str(self.frames), "--max-age", str(self.max_age_ms)]
+        words += ["--practice", str(self.practice)]
         words += [
             "--steps",
             str(self.steps),
@@ -172,7 +174,9 @@ def _reading(head: HeadChoice, source: Source) -> HeadChoice:
 def _backbone(options: TrainOptions, source: Source, log: Callable[[str], None]) -> None:
     shape = Shape(HORIZON, source.period_s, "tabletop", _reading(options.head_choice, source), source.objects)
     shape = replace(shape, optional_cameras=options.optional_cameras)
-    schedule = Schedule(minutes=options.minutes, patience=options.patience, seed=options.seed, practice=PRACTICE_SHARE)
+    schedule = Schedule(
+        minutes=options.minutes, patience=options.patience, seed=options.seed, practice=options.practice
+    )
     train(
         lambda seed: source.batches(seed, HORIZON, PolicyOnDisk(options.out, OWN_AFTER * options.minutes), log),
         source.held_out(HORIZON),
@@ -182,10 +186,12 @@ def _backbone(options: TrainOptions, source: Source, log: Callable[[str], None])
         source.wordings,
         schedule,
         log,
+        start_from=options.start_from,
         overwrite=True,
         resume=True,
         device=options.device,
         situations=lambda seed, current: source.practice(seed, HORIZON, current, log),
+        new_readout=options.start_from is not None,
     )
 
 

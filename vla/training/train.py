@@ -25,8 +25,8 @@ from control.messages import RobotSpec
 from vla import policy, weights
 from vla.errors import TrainingFault
 from vla.head import TrainedHead
-from vla.policy import load_part
-from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, WindowChoice, backbone_folder, load_spec
+from vla.policy import action_head, load_part
+from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, WindowChoice, backbone_folder, identify, load_spec
 from vla.prompt import Prompter
 from vla.tokenizer import build_tokenizer
 from vla.training import checkpoint
@@ -37,11 +37,13 @@ from vla.training.learner import Collator, Inputs, Learner, flat, measure
 from vla.training.pace import average_decay, learning_rate
 from vla.training.parallel import Group
 from vla.training.practice import Actor, practise
+from vla.training.regrow import go_on_from
 
 NORMALISE_BATCHES = 32
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRADIENT = 1e-3, 0.02, 1.0
 MAX_BAD_STEPS = 10  # in a row whose gradients are not finite
 NS_PER_MINUTE = 60e9
+BEGUN = "begun"  # provenance of the policy that a training went on from
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,8 @@ class Schedule:
             raise TrainingFault("give minutes or steps: the learning rate falls over one of them")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise TrainingFault(f"minutes of training must be a finite number above 0, got {self.minutes}")
-        if not 0 <= self.practice < 1 or (self.practice and self.minutes is None):
-            raise TrainingFault(f"practice must be a share below 1 of the minutes, got {self.practice}")
+        if not 0 <= self.practice <= 1 or (self.practice and self.minutes is None):
+            raise TrainingFault(f"practice must be a share of the minutes, 0 to 1, got {self.practice}")
         if self.steps is not None and self.steps < 1:
             raise TrainingFault(f"steps of training must be at least 1, got {self.steps}")
 
@@ -104,11 +106,13 @@ def train(
     resume: bool = False,
     device: str = "cpu",
     situations: Callable[[int, Callable[[], Actor | None]], Iterable[Rehearsal]] | None = None,
+    new_readout: bool = False,
 ) -> dict[str, float]:
     """Writes a policy to `out_folder`, returns its held-out errors.
 
     `batches` is asked once for an iterator, with a seed that differs between processes and after every resume.
-    `start_from` goes on from a policy of the same shape: its weights, tokenizer and normalisation. A policy that lies
+    `start_from` goes on from a policy of the same shape: its weights, tokenizer and normalisation; with
+    `new_readout` its head reads what the head of `shape` reads, and keeps what it knew of that. A policy that lies
     in `out_folder` already is replaced only with `overwrite`, or with `resume` where the state beside it is of the same
     training. Raises TrainingFault for what cannot begin or go on. `situations` is what a head with a readout practises
     on for the `practice` share of the schedule; it is given a seed, and what tells the head as it is.
@@ -117,7 +121,7 @@ def train(
         folder = checkpoint.reserve(out_folder, overwrite or resume) if group.is_first else out_folder.resolve()
         state_folder = checkpoint.work_folder(folder) / "state"
         torch.manual_seed(schedule.seed)
-        learner, prompter = _start(robot, shape, wordings, schedule.seed, start_from)
+        learner, prompter = _start(robot, shape, wordings, schedule.seed, start_from, new_readout)
         options = {"seed": schedule.seed, "minutes": schedule.minutes, "steps": schedule.steps, "name": shape.name}
         optimizer = torch.optim.AdamW(_groups(learner.to(group.device)), lr=1e-3, betas=(0.9, 0.98))
         average = AveragedModel(learner, avg_fn=_average, use_buffers=False)
@@ -129,7 +133,9 @@ def train(
         source = iter(batches(_stream_seed(schedule.seed, group.rank, progress)))
         if progress is None:
             progress = Progress()
-            if start_from is None:
+            if start_from is not None:
+                progress.met(*load_spec(start_from).feature_age_ms)
+            else:
                 source = _normalised(learner, source)
                 group.share(learner)
             average = AveragedModel(learner, avg_fn=_average, use_buffers=False)
@@ -279,6 +285,7 @@ def averaged(average: AveragedModel) -> Learner:
 def save_policy(learner: Learner, prompter: Prompter, folder: Path, progress: Progress, seed: int) -> str:
     """Writes the folder whole and returns the policy's id."""
     provenance: dict[str, str | int | float] = {
+        **{name: value for name, value in learner.spec.provenance.items() if name.startswith(BEGUN)},
         "seed": seed,
         "practice_steps": progress.practised,
         "steps": progress.step,
@@ -288,7 +295,7 @@ def save_policy(learner: Learner, prompter: Prompter, folder: Path, progress: Pr
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
-    ages = progress.ages_ms if progress.samples else (0.0, 0.0)
+    ages = progress.ages_ms if progress.ages_ms[0] <= progress.ages_ms[1] else (0.0, 0.0)
     spec = learner.spec.model_copy(
         update={
             "backbone": BACKBONE_FOLDER,
@@ -306,7 +313,7 @@ def save_policy(learner: Learner, prompter: Prompter, folder: Path, progress: Pr
 
 
 def _start(
-    robot: RobotSpec, shape: Shape, wordings: Sequence[str], seed: int, start_from: Path | None
+    robot: RobotSpec, shape: Shape, wordings: Sequence[str], seed: int, start_from: Path | None, new_readout: bool
 ) -> tuple[Learner, Prompter]:
     cpu = torch.device("cpu")
     if start_from is not None:
@@ -319,10 +326,19 @@ def _start(
                 f" asked for {shape.horizon} at {shape.period_s} s"
             )
         folder = backbone_folder(start_from, spec) or weights.resolve(spec.backbone)
+        old = spec.head
+        spec = spec.model_copy(update={"provenance": {"begun_from": identify(start_from)} | _earlier(spec)})
+        if new_readout:
+            spec = spec.model_copy(update={"head": old.model_copy(update={"readout": shape.head.readout})})
         learner = Learner(spec, weights.load(folder, cpu, torch.float32).requires_grad_(True))
         load_part(start_from, "pool", learner.pool)
         load_part(start_from, "aggregate", learner.aggregate)
-        load_part(start_from, "head", learner.head)
+        if spec.head == old:
+            load_part(start_from, "head", learner.head)
+        else:
+            before = action_head(spec.model_copy(update={"head": old}))
+            load_part(start_from, "head", before)
+            go_on_from(learner.head, before, spec.head.readout, old.readout)
         return learner, Prompter.load(folder)
     backbone = weights.random_weights("embedded", cpu, torch.float32, seed)
     spec = PolicySpec(
@@ -341,6 +357,12 @@ def _start(
         optional_cameras=shape.optional_cameras,
     )
     return Learner(spec, backbone), Prompter(build_tokenizer(wordings))
+
+
+def _earlier(spec: PolicySpec) -> dict[str, str | int | float]:
+    """What the policy that is gone on from had behind it."""
+    had = ("practice_steps", "steps", "samples", "minutes")
+    return {f"{BEGUN}_{name}": value for name, value in spec.provenance.items() if name in had}
 
 
 def _normalised(learner: Learner, source: Iterator[Batch]) -> Iterator[Batch]:

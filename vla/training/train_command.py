@@ -29,7 +29,11 @@ def train_app(source_of: Callable[[str, float], Source]) -> typer.Typer:
             typer.Option(metavar="FILE|DIR", help="Recordings to train on, instead of the simulator. May be repeated."),
         ] = None,
         from_: Annotated[
-            Path | None, typer.Option("--from", help="Policy folder to begin with; needed for --head-only.")
+            Path | None,
+            typer.Option(
+                "--from",
+                help="Policy folder to begin with; needed for --head-only.",
+            ),
         ] = None,
         head_only: Annotated[
             bool,
@@ -43,6 +47,15 @@ def train_app(source_of: Callable[[str, float], Source]) -> typer.Typer:
         ] = None,
         tasks: Annotated[str, typer.Option(help="What to learn on the simulator: a list with commas, or all.")] = "all",
         minutes: Annotated[float, typer.Option(min=0.01, help="Of the end-to-end stage.")] = 120.0,
+        practice: Annotated[
+            float,
+            typer.Option(
+                min=0.0,
+                max=1.0,
+                help="Share of the minutes in which the head alone practises first, on facts that the simulator tells;"
+                " 1: nothing else is trained.",
+            ),
+        ] = 0.2,
         rounds: Annotated[int, typer.Option(min=0, help="Then so many rounds that train the head alone.")] = 0,
         frames: Annotated[
             int, typer.Option(min=64, help="Frames of such a round, from the policy's own episodes.")
@@ -101,13 +114,14 @@ def train_app(source_of: Callable[[str, float], Source]) -> typer.Typer:
             steps,
             tuple(name.strip() for name in optional_cameras.split(",") if name.strip()),
             WindowChoice(samples=window, rate_hz=window_hz) if window else None,
+            practice,
         )
         if features:
             train_on_features(options, features, typer.echo)
         elif data:
             train_on_recordings(options, data, typer.echo)
-        elif head_only or from_:
-            raise typer.BadParameter("--head-only and --from need --data: recordings to train on")
+        elif head_only:
+            raise typer.BadParameter("--head-only needs --data: recordings to train on")
         else:
             script = ROOT / "launch.py"
             train_on_simulator(options, source_of(tasks, max_age), ["--tasks", tasks], script, typer.echo, stage)
