@@ -35,6 +35,15 @@ def rss_mb(pid: int) -> float | None:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def cpu_s(pid: int) -> float | None:
+    """Seconds of processor time so far, all threads together, None when the process has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def scheduling(pid: int) -> str:
     """`SCHED_FIFO 20`, or `normal`; '' when the process has ended."""
     try:

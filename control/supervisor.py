@@ -84,7 +84,7 @@ class Supervisor:
     ) -> int:
         ends_s: float | None = None
         gives_up_s = time.monotonic() + self._start_timeout_s
-        status_s = memory_s = 0.0
+        status_s = measure_s = 0.0
         while not stopped():
             self._drain(cycles, features)
             self._kill_hung_encoder()
@@ -105,11 +105,11 @@ class Supervisor:
             if now_s >= status_s:
                 self._show_status(self.status_line())
                 status_s = now_s + _STATUS_PERIOD_S[self._is_terminal]
-            if now_s >= memory_s and self.figures.has_run:
+            if now_s >= measure_s and self.figures.has_run:
                 self._ask_status()
                 for child in self._children.values():
-                    child.measure_memory()
-                memory_s = now_s + 1.0
+                    child.measure()
+                measure_s = now_s + 1.0
             cycles.socket.poll(50)
         return EXIT_STOPPED if self._mode is Mode.STOP else EXIT_DONE
 
@@ -199,6 +199,7 @@ class Supervisor:
             "scheduling": self._status.get("scheduling"),
             "recording": self._recording(),
             "rss_mb": self.memory_mb(),
+            "core_share": {name: child.core_share for name, child in self._children.items()},
         }
 
     def _recording(self) -> dict[str, Any] | None:
