@@ -36,6 +36,7 @@ class Child:
     rss_mb: list[float] = field(default_factory=list)  # first, newest, largest
     core_share: float | None = None  # of one core, since the first measurement of this process
     last_line: str = ""  # of its output
+    _asked_to_end: int | None = None  # the process id
     _measured: tuple[int, float, float] | None = None  # process id, and its first time and processor time in s
 
     def start(self, show: Callable[[str], None]) -> None:
@@ -69,12 +70,18 @@ class Child:
             return "does not end"
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
+    def ask_to_end(self) -> None:
+        """SIGTERM, once: Python takes its handler away as it exits, and a second one would kill it there."""
+        if self.is_running() and self._asked_to_end != self.process.pid:
+            self._asked_to_end = self.process.pid
+            self.process.terminate()
+
     def end(self, patience_s: float, last_lines_s: float = _LAST_LINES_S) -> None:
         """SIGTERM, then SIGKILL to the whole group; its last lines are shown if they come within `last_lines_s`."""
         if not hasattr(self, "process"):
             return
         if self.is_running():
-            self.process.terminate()
+            self.ask_to_end()
             try:
                 self.process.wait(patience_s)
             except subprocess.TimeoutExpired:

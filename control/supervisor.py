@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from control.address import BusAddress, Lease, check_free
+from control.address import BusAddress, Lease, check_free, presence
 from control.bus import CommandClient, Subscriber
 from control.child import Child
 from control.encoder_watch import EncoderWatch
@@ -63,7 +63,7 @@ class Supervisor:
 
     def run(self, stopped: Callable[[], bool], duration_s: float | None) -> int:
         """Until `stopped()`, the duration has passed since the first RUN, or a process died for good; the exit code."""
-        lease = Lease(self._bus.endpoint("command") + ".run")
+        lease = Lease(presence(self._bus, "run"))
         check_free(self._bus, set(self._children))
         cycles = Subscriber(self._bus, "cycle", newest_only=False)
         features = Subscriber(self._bus, "features", newest_only=False)
@@ -248,6 +248,5 @@ class Supervisor:
 
     def _terminate(self, *names: str) -> None:
         for name in names:
-            child = self._children.get(name)
-            if child is not None and child.is_running():
-                child.process.terminate()
+            if name in self._children:
+                self._children[name].ask_to_end()
