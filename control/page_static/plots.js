@@ -30,10 +30,11 @@ export function plot(canvas, rows, nowMs, { seconds, low, high, curves, ticks = 
   const area = prepared(canvas);
   if (!area) return;
   const { pen, width, height } = area;
+  pen.font = `11px ${getComputedStyle(document.body).fontFamily}`;
+  for (const tick of ticks) left = Math.max(left, Math.ceil(pen.measureText(tick.label ?? String(tick.value)).width) + 9);
   const right = width - 2, top = 6, bottom = height - (times ? 17 : 4);
   const x = (ms) => right - ((nowMs - ms) / 1000 / seconds) * (right - left);
   const y = (value) => bottom - ((value - low) / (high - low)) * (bottom - top);
-  pen.font = `11px ${getComputedStyle(document.body).fontFamily}`;
   for (const band of bands) {
     const from = Math.max(band.from, low), to = Math.min(band.to, high);
     if (to <= from) continue;

@@ -20,6 +20,24 @@ def cycle(seq, lateness_ms, cycle_ms=1.0):
     return Cycle(seq, seq, seq, lateness_ms, cycle_ms, {}, 5.0, 40.0, 1, 1, 9.0, 1, None, Mode.RUN, "", (), 0)
 
 
+def held(seq):
+    fields = {"state_age_ms": 5.0, "feature_age_ms": 2000.0, "feature_seq": 1, "encoder_epoch": 1, "encode_ms": 9.0}
+    return Cycle(
+        seq,
+        seq,
+        seq,
+        0.5,
+        0.1,
+        {},
+        **fields,
+        **{"instruction_id": 1, "pending_id": None},
+        mode=Mode.HOLD,
+        reason="old",
+        limits=(),
+        missed_ticks=0,
+    )
+
+
 def block(kind, number, lateness_ms, **core_share):
     return Block(kind, number, [cycle(seq, lateness_ms) for seq in range(20)], core_share)
 
@@ -38,6 +56,16 @@ def test_a_ratio_compares_blocks_of_one_round_and_noise_those_of_neighbouring_ro
     late = ratios([item.figures() for item in blocks])["lateness_ms p99"]
     assert late[ALL]["median"] == 3.0 and late[ALL]["within_noise"] is False
     assert late[ROUGH]["median"] == 1.0 and late[ROUGH]["within_noise"] is True
+
+
+def test_cycles_that_hold_count_for_lateness_and_not_for_the_time_of_a_cycle():
+    mixed, still = block(NOBODY, 0, 0.1), Block(ALL, 0, [held(seq) for seq in range(9)])
+    mixed.cycles += still.cycles
+    figures = mixed.figures()
+    assert (figures["cycles"], figures["in_run"], figures["cycle_ms"]["p50"]) == (29, 20, 1.0)
+    assert figures["lateness_ms"]["max"] == 0.5
+    found = report([mixed, still, block(ROUGH, 0, 0.1)], 2.0)
+    assert "median" not in found["ratios"]["cycle_ms p50"][ALL] and table(found).row_count == 3
 
 
 def test_one_round_has_no_noise_to_be_compared_with_and_says_so():
