@@ -315,7 +315,7 @@ def notes(found: dict[str, Any]) -> list[str]:
     return [
         *lines,
         f"{found['rounds']} rounds, {found['block_s']:g} s a block. Ratios: median (least-most) over the rounds; within"
-        " noise is a median between least and most of what a block beside nobody is to that of the next round. Lateness is"
-        " of all cycles, cycle of those in RUN.",
+        " noise is a median between least and most of what a block beside nobody is to that of the next round. Lateness"
+        " is of all cycles, cycle of those in RUN.",
         f"{ROUGH}: windows that reload and do not read; the page itself stopped for half of the block, then killed.",
     ]

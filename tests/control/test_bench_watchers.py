@@ -1,5 +1,6 @@
 """What looking on costs: the arithmetic on made-up blocks, and a round beside a real run of four processes."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -21,21 +22,7 @@ def cycle(seq, lateness_ms, cycle_ms=1.0):
 
 
 def held(seq):
-    fields = {"state_age_ms": 5.0, "feature_age_ms": 2000.0, "feature_seq": 1, "encoder_epoch": 1, "encode_ms": 9.0}
-    return Cycle(
-        seq,
-        seq,
-        seq,
-        0.5,
-        0.1,
-        {},
-        **fields,
-        **{"instruction_id": 1, "pending_id": None},
-        mode=Mode.HOLD,
-        reason="old",
-        limits=(),
-        missed_ticks=0,
-    )
+    return dataclasses.replace(cycle(seq, 0.5, 0.1), mode=Mode.HOLD, reason="features 2000 ms old")
 
 
 def block(kind, number, lateness_ms, **core_share):
