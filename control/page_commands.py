@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -32,9 +31,11 @@ def page(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, parent: 
     if missing := find_missing():
         raise ConfigError(f"no page: {missing}")
     settings, stopped = process("page", config, set_, parent)
-    os.nice(_NICENESS)
     from control.address import announced
+    from control.give_way import give_way
     from control.page import Page
+
+    give_way(_NICENESS)
 
     options, rungs = settings.page, settings.freshness
     bus = settings.bus.build()

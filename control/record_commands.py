@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -58,12 +57,13 @@ def record_the_run(
     from rich.console import Console
     from rich.markup import escape
 
+    from control.give_way import give_way
     from control.recorder import record_live
     from control.recording_images import ImageCodec
 
     settings, stopped = process("recorder", config, set_, parent)
     if parent:
-        os.nice(_NICENESS)
+        give_way(_NICENESS)
     with Console(stderr=True).status("") as shown:
         line = record_live(
             settings,
