@@ -11,7 +11,7 @@ import typer
 from control.commands import process
 
 app = typer.Typer()
-_NICENESS = 5  # and no more (see give_way.py): as a group of niceness 5 it skipped half of the captures at a load of 20
+_NICENESS = 5  # and no more (see give_way.py): as a group it skipped half of the captures on a loaded machine
 
 
 @app.command(rich_help_panel="Learn")
