@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from control.errors import BusError
+from control.errors import AddressInUse, BusError
 
 # topic -> the process that binds it; the order fixes the tcp ports
 OWNERS = {
@@ -119,7 +121,7 @@ class Lease:
             self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
             self._file.close()
-            raise BusError(
+            raise AddressInUse(
                 f"bus address {endpoint} is in use by process {holder}: another run is going on;"
                 " stop it, or give this one its own with --set bus.address=ipc://NAME"
             ) from None
@@ -130,6 +132,25 @@ class Lease:
     def release(self) -> None:
         """Twice is fine."""
         self._file.close()
+
+
+@contextmanager
+def announced(bus: BusAddress, name: str) -> Iterator[None]:
+    """So that `top` finds a process that binds no topic. Of several with one name the first is found."""
+    try:
+        lease = Lease(presence(bus, name))
+    except AddressInUse:
+        yield  # unlisted, and as good as the other in everything else
+        return
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def presence(bus: BusAddress, name: str) -> str:
+    """What a process of this name holds beside the topics: supervisor `run`, `page`, `recorder`."""
+    return f"{bus.endpoint('command')}.{name}"
 
 
 def check_free(bus: BusAddress, owners: set[str]) -> None:

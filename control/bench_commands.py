@@ -1,15 +1,16 @@
-"""`bench loop`, `bench wire`, `bench stop`: the benchmarks that need no model. `launch.py` puts them beside vla/'s.
+"""`bench loop`, `wire`, `watchers` and `stop`: the benchmarks that need no model. `launch.py` puts them beside vla/'s.
 
 Imports stay inside the commands, so that no operator's command starts slower.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from control.commands import DEFAULT_CONFIG, ConfigOption, ReportOption, SetOption, load
+from control.commands import DEFAULT_CONFIG, ConfigOption, ReportOption, SetOption, config_words, load
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,6 +100,42 @@ def bench_stop(
         times = ", ".join(f"{key} {value:.2f}" for key, value in found[name].items())
         console.print(f"stop until {what}: {times} ms, of {found['count']}", highlight=False)
     write_report(report, found | {"period_ms": 1000 / settings.control.rate_hz} | environment())
+
+
+@app.command(name="watchers")
+def bench_watchers(
+    config: ConfigOption = DEFAULT_CONFIG,
+    set_: SetOption = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Each has a block of every kind.")] = 6,
+    duration: Annotated[float, typer.Option(metavar="S", min=2, help="Of every block.")] = 20.0,
+    say: Annotated[str, typer.Option(help="What the run is told to do.")] = "touch the red block",
+    report: ReportOption = None,
+) -> None:
+    """What page, recorder and profiler cost the loop: a run with all of them beside it and with none, in turn."""
+    import tempfile
+
+    from rich.markup import escape
+
+    from control.bench_watchers import Watchers, notes, ratio_table, table
+    from control.environment import environment
+    from control.host import stop_on_signals
+    from control.page_commands import find_missing
+    from control.report import check_writable, write_report
+
+    settings = load(config, set_)
+    if missing := find_missing():
+        raise typer.BadParameter(f"no page to measure: {missing}")
+    check_writable(report)
+    where, stopped = environment(), stop_on_signals()
+    console, progress = _consoles()
+    with progress.status("") as shown, tempfile.TemporaryDirectory(prefix="saccade-bench-") as folder:
+        watchers = Watchers(settings.bus.build(), config_words(config, set_), say, Path(folder))
+        found = watchers.measure(rounds, duration, stopped, lambda text: shown.update(escape(text)))
+    for grid in (table(found), ratio_table(found)):
+        console.print(grid)
+    for line in notes(found):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    write_report(report, found | where)
 
 
 def _consoles() -> tuple[Console, Console]:

@@ -1,4 +1,4 @@
-"""A subprocess of a run: started in a group of its own, its output forwarded, its memory measured, ended for sure."""
+"""A subprocess of a run: in a group of its own, its output forwarded, memory and time measured, ended for sure."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from control.holders import cpu_s, rss_mb
 
 log = logging.getLogger("run")
 
@@ -32,7 +34,10 @@ class Child:
     forwarder: threading.Thread = field(init=False)
     started_s: float = 0.0
     rss_mb: list[float] = field(default_factory=list)  # first, newest, largest
+    core_share: float | None = None  # of one core, since the first measurement of this process
     last_line: str = ""  # of its output
+    _asked_to_end: int | None = None  # the process id
+    _measured: tuple[int, float, float] | None = None  # process id, and its first time and processor time in s
 
     def start(self, show: Callable[[str], None]) -> None:
         self.started_s = time.monotonic()
@@ -65,12 +70,18 @@ class Child:
             return "does not end"
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
+    def ask_to_end(self) -> None:
+        """SIGTERM, once: Python takes its handler away as it exits, and a second one would kill it there."""
+        if self.is_running() and self._asked_to_end != self.process.pid:
+            self._asked_to_end = self.process.pid
+            self.process.terminate()
+
     def end(self, patience_s: float, last_lines_s: float = _LAST_LINES_S) -> None:
         """SIGTERM, then SIGKILL to the whole group; its last lines are shown if they come within `last_lines_s`."""
         if not hasattr(self, "process"):
             return
         if self.is_running():
-            self.process.terminate()
+            self.ask_to_end()
             try:
                 self.process.wait(patience_s)
             except subprocess.TimeoutExpired:
@@ -88,14 +99,17 @@ class Child:
         except subprocess.TimeoutExpired:  # hung in the kernel, a driver most often: nothing more can be done from here
             log.error("%s (process %d) does not end even when killed", self.name, self.process.pid)
 
-    def measure_memory(self) -> None:
-        try:
-            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        except (OSError, IndexError):
+    def measure(self) -> None:
+        """Its memory and processor time now; both are counted from the first time that this process was measured."""
+        now_mb, spent_s, now_s = rss_mb(self.process.pid), cpu_s(self.process.pid), time.monotonic()
+        if now_mb is None or spent_s is None:
             return  # it has just ended, or this system has no /proc
-        now_mb = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
         first, largest = (self.rss_mb[0], self.rss_mb[2]) if self.rss_mb else (now_mb, now_mb)
         self.rss_mb = [first, now_mb, max(now_mb, largest)]
+        if self._measured is None or self._measured[0] != self.process.pid:
+            self._measured = (self.process.pid, now_s, spent_s)
+        elif now_s > self._measured[1]:
+            self.core_share = (spent_s - self._measured[2]) / (now_s - self._measured[1])
 
 
 def python_command(launcher: Path, subcommand: str, arguments: Sequence[str]) -> list[str]:

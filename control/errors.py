@@ -19,6 +19,10 @@ class BusError(SaccadeError, OSError):
     """An address that cannot be used, most often because another run holds it."""
 
 
+class AddressInUse(BusError):
+    """Another process holds it."""
+
+
 class KeyFileError(SaccadeError, OSError):
     """Keys of the bus that are missing, damaged, open to other users, or another machine's."""
 

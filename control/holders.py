@@ -1,8 +1,9 @@
 """Which processes of this machine make up the run on a bus, and what memory they take.
 
 No message carries process ids. They stand in the locks of control/address.py: whoever binds a topic holds its lock and
-has written its id there. A process elsewhere, or one that speaks the wire without our lease, is not found. Nothing is
-locked here, not even for a moment: that could make a starting run believe that another one is going on.
+has written its id there, and so have supervisor, recorder and page in locks of their own. A process elsewhere, or one
+that speaks the wire without our lease, is not found. Nothing is locked here, not even for a moment: that could make a
+starting run believe that another one is going on.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from control.address import BusAddress, lock_file
+from control.address import BusAddress, lock_file, presence
 
-_HELD = {"supervisor": ("command", ".run"), "controller": ("command", ""), "robot": ("robot", "")}
-_HELD |= {"encoder": ("features", "")}
+_TOPICS = {"controller": "command", "robot": "robot", "encoder": "features"}
+_PRESENCES = {"supervisor": "run", "recorder": "recorder", "page": "page"}
 
 
 def find_processes(bus: BusAddress) -> dict[str, int]:
-    """Process id by name of those of supervisor, controller, robot and encoder that run on this machine."""
+    """Process id by name of those of controller, robot, encoder, supervisor, recorder and page that run here."""
     found = {}
-    for name, (topic, suffix) in _HELD.items():
-        pid = _holder(lock_file(bus.endpoint(topic) + suffix))
+    held = {name: bus.endpoint(topic) for name, topic in _TOPICS.items()}
+    held |= {name: presence(bus, what) for name, what in _PRESENCES.items()}
+    for name, endpoint in held.items():
+        pid = _holder(lock_file(endpoint))
         if pid is not None:
             found[name] = pid
     return found
@@ -33,6 +36,15 @@ def rss_mb(pid: int) -> float | None:
     except (OSError, IndexError):
         return None
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def cpu_s(pid: int) -> float | None:
+    """Seconds of processor time so far, all threads together, None when the process has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def scheduling(pid: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -32,12 +31,16 @@ def page(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, parent: 
     if missing := find_missing():
         raise ConfigError(f"no page: {missing}")
     settings, stopped = process("page", config, set_, parent)
-    os.nice(_NICENESS)
+    from control.address import announced
+    from control.give_way import give_way
     from control.page import Page
 
+    give_way(_NICENESS)
+
     options, rungs = settings.page, settings.freshness
+    bus = settings.bus.build()
     serving = Page(
-        settings.bus.build(),
+        bus,
         host=options.host,
         port=options.port,
         require_token=options.require_token,
@@ -46,7 +49,8 @@ def page(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, parent: 
         period_ms=1000 / settings.control.rate_hz,
         links=_links(settings),
     )
-    serving.run(stopped)
+    with announced(bus, "page"):
+        serving.run(stopped)
 
 
 def _links(settings: Config) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import typer
 from control.commands import process
 
 app = typer.Typer()
-_NICENESS = 5  # a recorder gives way to the processes that move the robot
+_NICENESS = 5  # and no more (see give_way.py): as a group it skipped half of the captures on a loaded machine
 
 
 @app.command(rich_help_panel="Learn")

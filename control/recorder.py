@@ -17,7 +17,7 @@ from typing import Any
 
 import zmq
 
-from control.address import BusAddress
+from control.address import BusAddress, announced
 from control.bus import Subscriber
 from control.clock import NS_PER_S
 from control.config import Config
@@ -50,12 +50,13 @@ def record_live(
     recorded until then stays readable.
     """
     check_new(out)
-    listener = _Listener(settings.bus.build())
+    bus = settings.bus.build()
+    listener = _Listener(bus)
     try:
         spec = listener.wait_for_robot(stopped, show, math.inf if waits_for_robot else _PATIENCE_S)
         if spec is None:
             return "stopped before a robot announced itself: nothing recorded"
-        with RecordingWriter(out, spec, images=images) as writer:
+        with announced(bus, "recorder"), RecordingWriter(out, spec, images=images) as writer:
             listener.record(writer, seconds, stopped, show)
             writer.close()
             return listener.line(writer)

@@ -199,6 +199,9 @@ def summary(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"tasks done: {report['episodes_done']} of {report['episodes_judged']}, judged by the robot itself"
         )
+    shares = {name: share for name, share in report.get("core_share", {}).items() if share is not None}
+    if shares:
+        lines.append("share of one core: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     if recording := report.get("recording"):
         early = "" if recording["is_whole"] else f"ended early ({recording['ended']}): "
         lines.append(f"recording {early}{recording['said'] or 'its file can be read up to its last whole second'}")

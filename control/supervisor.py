@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from control.address import BusAddress, Lease, check_free
+from control.address import BusAddress, Lease, check_free, presence
 from control.bus import CommandClient, Subscriber
 from control.child import Child
 from control.encoder_watch import EncoderWatch
@@ -63,7 +63,7 @@ class Supervisor:
 
     def run(self, stopped: Callable[[], bool], duration_s: float | None) -> int:
         """Until `stopped()`, the duration has passed since the first RUN, or a process died for good; the exit code."""
-        lease = Lease(self._bus.endpoint("command") + ".run")
+        lease = Lease(presence(self._bus, "run"))
         check_free(self._bus, set(self._children))
         cycles = Subscriber(self._bus, "cycle", newest_only=False)
         features = Subscriber(self._bus, "features", newest_only=False)
@@ -84,7 +84,7 @@ class Supervisor:
     ) -> int:
         ends_s: float | None = None
         gives_up_s = time.monotonic() + self._start_timeout_s
-        status_s = memory_s = 0.0
+        status_s = measure_s = 0.0
         while not stopped():
             self._drain(cycles, features)
             self._kill_hung_encoder()
@@ -105,11 +105,11 @@ class Supervisor:
             if now_s >= status_s:
                 self._show_status(self.status_line())
                 status_s = now_s + _STATUS_PERIOD_S[self._is_terminal]
-            if now_s >= memory_s and self.figures.has_run:
+            if now_s >= measure_s and self.figures.has_run:
                 self._ask_status()
                 for child in self._children.values():
-                    child.measure_memory()
-                memory_s = now_s + 1.0
+                    child.measure()
+                measure_s = now_s + 1.0
             cycles.socket.poll(50)
         return EXIT_STOPPED if self._mode is Mode.STOP else EXIT_DONE
 
@@ -199,6 +199,7 @@ class Supervisor:
             "scheduling": self._status.get("scheduling"),
             "recording": self._recording(),
             "rss_mb": self.memory_mb(),
+            "core_share": {name: child.core_share for name, child in self._children.items()},
         }
 
     def _recording(self) -> dict[str, Any] | None:
@@ -247,6 +248,5 @@ class Supervisor:
 
     def _terminate(self, *names: str) -> None:
         for name in names:
-            child = self._children.get(name)
-            if child is not None and child.is_running():
-                child.process.terminate()
+            if name in self._children:
+                self._children[name].ask_to_end()

@@ -42,7 +42,7 @@ class Processes:
         self._looks_again_ns = 0
 
     def measure(self, now_ns: int) -> dict[str, dict[str, Any] | None]:
-        """By name; None for one that is not found here. A supervisor is named only where there is one."""
+        """By name; None for one that is not found here. Supervisor, recorder and page only where there is one."""
         if now_ns >= self._looks_again_ns:
             self._pids = find_processes(self._bus)
             self._looks_again_ns = now_ns + round(_LOOK_S * NS_PER_S)

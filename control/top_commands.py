@@ -25,15 +25,14 @@ def top(
     It only listens, so it changes nothing in the run; it waits for a run that is still to come. Where there is no
     terminal it prints a line a second.
     """
-    import os
-
     from rich.console import Console
 
+    from control.give_way import give_way
     from control.host import stop_on_signals
     from control.top import Top
 
     settings = load(config, set_)
-    os.nice(_NICENESS)
+    give_way(_NICENESS)
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)

@@ -194,14 +194,16 @@ def _counted(counts: dict[str, int]) -> str:
 
 
 def _processes(snapshot: dict[str, Any]) -> list[Text]:
-    """Memory of the processes of this machine, and how much it grew while this was looking."""
+    """Memory of the processes of this machine, and by how much it grew while this was looking, where it did."""
     parts = []
     for name, process in snapshot["processes"].items():
         if process is None:
             if snapshot["live"]:
                 parts.append(f"{name} not found here")
             continue
-        parts.append(f"{name} {process['rss_mb']:.0f} ({process['rss_mb'] - process['first_rss_mb']:+.1f})")
+        grown_mb = process["rss_mb"] - process["first_rss_mb"]
+        grown = f" ({grown_mb:+.1f})" if abs(grown_mb) >= 0.05 else ""
+        parts.append(f"{name} {process['rss_mb']:.0f}{grown}")
     return [_line(("memory MB  ", "dim"), ("  ".join(parts), ""))] if parts else []
 
 

@@ -166,6 +166,7 @@ def test_a_recorded_run_holds_every_cycle_and_action_that_another_listener_heard
     assert found["is_whole"] == (found["ended"] == "ended with code 0")  # a crowded machine may have to kill it
     assert f"recording {file}: " in run.text or not found["is_whole"]
     assert set(run.result["rss_mb"]) >= {"recorder", "controller"}
+    assert all(run.result["core_share"][name] > 0 for name in ("recorder", "controller", "robot"))
 
 
 def test_a_recorder_that_is_killed_leaves_a_readable_file_and_the_run_untouched(start, tmp_path):

@@ -30,10 +30,11 @@ export function plot(canvas, rows, nowMs, { seconds, low, high, curves, ticks = 
   const area = prepared(canvas);
   if (!area) return;
   const { pen, width, height } = area;
+  pen.font = `11px ${getComputedStyle(document.body).fontFamily}`;
+  for (const tick of ticks) left = Math.max(left, Math.ceil(pen.measureText(tick.label ?? String(tick.value)).width) + 9);
   const right = width - 2, top = 6, bottom = height - (times ? 17 : 4);
   const x = (ms) => right - ((nowMs - ms) / 1000 / seconds) * (right - left);
   const y = (value) => bottom - ((value - low) / (high - low)) * (bottom - top);
-  pen.font = `11px ${getComputedStyle(document.body).fontFamily}`;
   for (const band of bands) {
     const from = Math.max(band.from, low), to = Math.min(band.to, high);
     if (to <= from) continue;
@@ -51,16 +52,17 @@ export function plot(canvas, rows, nowMs, { seconds, low, high, curves, ticks = 
     pen.moveTo(left, at);
     pen.lineTo(right, at);
     pen.stroke();
-    pen.fillStyle = style("--soft");
-    if (at > free) continue;
-    pen.fillText(tick.label ?? String(tick.value), left - 7, at);
-    free = at - 13;
-    if (tick.note) {
+    if (tick.note) {  // under its line where the next one is too near for it to stand in between
+      const next = ticks[ticks.indexOf(tick) + 1];
       pen.textAlign = "left";
       pen.fillStyle = style(tick.colour);
-      pen.fillText(tick.note, left + 8, at - 8);
+      pen.fillText(tick.note, left + 8, next && at - y(next.value) < 16 ? at + 9 : at - 8);
       pen.textAlign = "right";
     }
+    if (at > free) continue;
+    pen.fillStyle = style("--soft");
+    pen.fillText(tick.label ?? String(tick.value), left - 7, at);
+    free = at - 13;
   }
   if (times) {
     pen.fillStyle = style("--soft");

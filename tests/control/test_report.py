@@ -106,6 +106,11 @@ def test_an_empty_run_has_a_report_and_a_table(figures):
     assert summary(report)[0] == "actions none, encodes none, missed ticks 0 of 0"
 
 
+def test_the_share_of_a_core_is_told_of_each_process_that_was_measured(figures):
+    lines = summary(figures.report() | {"core_share": {"controller": 0.0312, "recorder": 0.074, "page": None}})
+    assert "share of one core: controller 3.1%, recorder 7.4%" in lines
+
+
 def test_percentiles_of_known_numbers():
     assert percentiles(range(101)) == {"p50": 50.0, "p95": 95.0, "p99": 99.0, "max": 100.0}
 

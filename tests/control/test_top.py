@@ -134,9 +134,10 @@ def test_top_loads_no_torch(bus):
 def test_memory_says_what_has_grown_and_who_is_not_found(watch):
     found = watch.snapshot(heard(watch, cycle(0), cycle(1)))
     controller = {"pid": 7, "rss_mb": 252.9, "first_rss_mb": 252.8, "scheduling": "SCHED_FIFO 20"}
-    found["processes"] = {"controller": controller, "robot": None, "encoder": None}
+    page = {"pid": 8, "rss_mb": 73.04, "first_rss_mb": 73.0, "scheduling": "normal"}
+    found["processes"] = {"controller": controller, "robot": None, "encoder": None, "page": page}
     text = drawn(found)
-    assert "memory MB  controller 253 (+0.1)  robot not found here  encoder not found here" in text
+    assert "memory MB  controller 253 (+0.1)  robot not found here  encoder not found here  page 73\n" in text
     assert "lateness, SCHED_FIFO 20" in text
 
 

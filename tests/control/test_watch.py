@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from speaking import FakeRun, cycle, heard
 
-from control.address import BusAddress, Lease
+from control.address import BusAddress, Lease, announced
 from control.clock import NS_PER_MS, NS_PER_S
 from control.holders import find_processes, rss_mb, scheduling
 from control.messages import Mode
@@ -130,6 +130,9 @@ def test_processes_are_found_by_the_lock_they_hold_and_only_while_they_hold_it(b
     assert rss_mb(holder.pid) is None and scheduling(holder.pid) == ""
     Path(bus.endpoint("features").removeprefix("ipc://") + ".lock").write_text(str(os.getpid()))
     assert find_processes(bus) == {}  # a lock left behind, and its id taken by another process
+    with announced(bus, "page"), announced(bus, "recorder"), announced(bus, "page"):  # a second page goes unlisted
+        assert find_processes(bus) == {"page": os.getpid(), "recorder": os.getpid()}
+    assert find_processes(bus) == {}
     tcp = BusAddress("tcp://127.0.0.1:23450")
     lease = Lease(tcp.endpoint("command"))
     assert find_processes(tcp) == {"controller": os.getpid()}
