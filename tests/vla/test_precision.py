@@ -96,18 +96,27 @@ def test_an_old_gpu_is_told_what_it_lacks(
     assert text is not None and re.search(reason, text), text
 
 
-def test_a_kernel_that_fails_here_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+KERNELS = pytest.mark.parametrize(("kernel", "has"), [("int_product", True), ("float_product", False)])
+
+
+@KERNELS
+def test_a_kernel_that_fails_here_is_an_obstacle(monkeypatch: pytest.MonkeyPatch, kernel: str, has: bool) -> None:
     def broken(*arguments: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("cublas says no\nand more")
 
-    monkeypatch.setattr(quantised, "int_product", broken)
+    monkeypatch.setattr(quantised, "has_int8_products", lambda: has)
+    monkeypatch.setattr(quantised, kernel, broken)
     text = str(obstacle("int8", CPU))
     assert "a small product failed with RuntimeError: cublas says no; it can run fp32, bf16" in text
     assert "int8" not in text.partition("it can run ")[2].split(", ")
 
 
-def test_a_kernel_that_computes_something_else_here_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantised, "int_product", lambda x, weight: -int_product(x, weight))
+@KERNELS
+def test_a_kernel_that_computes_something_else_here_is_an_obstacle(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, has: bool
+) -> None:
+    monkeypatch.setattr(quantised, "has_int8_products", lambda: has)
+    monkeypatch.setattr(quantised, kernel, lambda x, weight: -int_product(x, weight).float())
     assert "a small product came out wrong (relative error" in str(obstacle("int8", CPU))
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from vla import quantised
 from vla.precision import obstacle
-from vla.quantised import BitsAndBytesLinear, Fp8Linear, Int8Linear, int_product
+from vla.quantised import EXACT_INPUTS, BitsAndBytesLinear, Fp8Linear, Int8Linear, float_product, int_product
 
 GPU = torch.device("cuda")
 SHAPES = ((64, 48), (17, 5), (96, 384))  # inputs, outputs
@@ -44,6 +45,24 @@ def test_int8_is_the_integer_product_of_rounded_rows_and_channels(inputs: int, o
     if bias:
         expected = expected + linear.bias.double()
     assert (Int8Linear(linear)(x).double() - expected).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("inputs", [1, 64, EXACT_INPUTS, EXACT_INPUTS + 1, 11008])
+def test_products_in_float32_are_those_of_integers_to_the_bit(inputs: int) -> None:
+    generator = torch.Generator().manual_seed(inputs)
+    a, b = (torch.randint(-127, 128, (count, inputs), generator=generator, dtype=torch.int8) for count in (9, 5))
+    a[0], b[0] = 127, -127  # the largest sum that there can be
+    torch.testing.assert_close(float_product(a, b), int_product(a, b).float(), rtol=0, atol=0)
+
+
+def test_a_layer_gives_the_same_bits_whether_the_cpu_multiplies_integers_or_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    results = []
+    for has in (True, False):
+        monkeypatch.setattr(quantised, "has_int8_products", lambda has=has: has)
+        results.append(Int8Linear(layer(96, 384))(rows(33, 96)))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 def test_int8_errs_by_no_more_than_half_a_step_of_each_factor() -> None:
@@ -118,7 +137,8 @@ def test_int8_compiles_as_one_graph_and_gives_the_same(dtype: torch.dtype) -> No
 
 
 @compiles
-def test_a_frozen_graph_keeps_the_integer_product() -> None:
+def test_a_frozen_graph_keeps_the_integer_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantised, "has_int8_products", lambda: True)
     """Inductor sends two scalings after an integer product to a oneDNN kernel that is a thousand times slower."""
     module, x = Int8Linear(layer(64, 48)).eval(), rows(20, 64)
     torch._dynamo.reset()
