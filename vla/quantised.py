@@ -142,7 +142,7 @@ def int_product(rows: torch.Tensor, weight: torch.Tensor, least_rows: int | None
 
 
 def has_int8_products() -> bool:
-    """Whether this CPU multiplies 8-bit integers (VNNI). Without, torch's product of them is a plain loop: (640, 128) by
+    """Whether this CPU multiplies 8-bit integers (VNNI). Without, torch's product is a plain loop: (640, 128) by
     (128, 512) took 63.6 ms, and 1.4 in float32, on an AMD EPYC without AVX-512.
     """
     return bool(torch.cpu._is_vnni_supported())
