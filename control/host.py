@@ -187,7 +187,7 @@ class RobotHost:
         if self._is_due("robot", now_ns):
             self._spec_out.send(self._spec)
         self._take_instruction()
-        self._follow(now_ns)
+        self._follow()
         is_due = self._is_due("state", now_ns)
         if is_due or self._history is not None:
             stamp_ns = self._clock.now_ns()
@@ -199,7 +199,8 @@ class RobotHost:
         if self._is_due("frames", now_ns):
             self._publish_frames()
 
-    def _follow(self, now_ns: int) -> None:
+    def _follow(self) -> None:
+        """Each decision is made on the time of that moment: whatever came before in this step took its own."""
         chunk = self._actions.poll()
         if self._actions.rejected > self._rejected:
             self._rejected = self._actions.rejected
@@ -208,8 +209,9 @@ class RobotHost:
             self._told.warn(old)
         elif chunk is not None:
             needed = self._follower.commanded is None or chunk.mode is Mode.STOP
-            self._follower.take(chunk, self._measured() if needed else None, now_ns)
-        target = self._follower.target(now_ns)
+            measured = self._measured() if needed else None
+            self._follower.take(chunk, measured, self._clock.now_ns())
+        target = self._follower.target(self._clock.now_ns())
         if target is not None:
             self._follower.commanded = self._robot.apply(target)
         elif self._moving:

@@ -215,6 +215,40 @@ def test_the_host_publishes_spec_state_and_frames_and_follows_actions(bus):
         port.close()
 
 
+def test_an_action_that_grows_too_old_within_a_step_is_not_followed_any_more(bus, clock):
+    """A new scene, a slow sensor, a process that had to wait: what counts is the time of the command."""
+    robot = ScriptedRobot()
+    robot.begin = lambda instruction: (robot.begun.append(instruction.id), clock.advance(250 * NS_PER_MS))
+    robot.apply = lambda targets: (robot.calls.append(clock.now_ns()), targets)[1]
+    host, actions, instructions = (
+        RobotHost(robot, bus, clock=clock),
+        *(Publisher(bus, t) for t in ("action", "instruction")),
+    )
+    clock.advance(1000 * NS_PER_MS)
+    stamp_ns = clock.now_ns()
+
+    def moves():
+        actions.send(chunk(clock, [[0.1, 0.0]] * 20))
+        return robot.calls
+
+    stepped_until(host, moves)
+    while host._actions.poll() is not None:
+        pass
+    clock.advance(100 * NS_PER_MS)
+
+    robot.calls.clear()
+
+    def begins():
+        instructions.send(Instruction(1, stamp_ns, 1, 4, "touch"))
+        return robot.begun
+
+    stepped_until(host, begins)
+    applied_ns = [call for call in robot.calls if call != "hold"]
+    assert robot.calls[-1] == "hold" and robot.begun == [4] and max(applied_ns, default=0) <= stamp_ns + 100 * NS_PER_MS
+    for port in (actions, instructions, host):
+        port.close()
+
+
 def test_replayed_and_reordered_actions_never_move_the_arm(bus, caplog):
     robot = ScriptedRobot()
     host, actions = RobotHost(robot, bus), Publisher(bus, "action")
