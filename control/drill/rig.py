@@ -31,7 +31,13 @@ from control.wire import decode
 PROCESSES = {"robot": "robot", "encoder": "encoder", "controller": "control"}  # name -> subcommand
 _SAY_EVERY_S = 2.5  # so that the arm is always under way
 _STARTS_S = 90.0
+_LOADED = "one encode of"  # in the line of an encoder that is ready
 _POLL_MS = 20
+
+
+def find_faketime() -> Path | None:
+    """The library that can give a process another wall clock (Debian: libfaketime), None where it is not installed."""
+    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
 
 
 class Rig:
@@ -50,7 +56,7 @@ class Rig:
         """`arguments` name config and overrides as for a process; `instructions` are said in turn, again and again."""
         self._settings, self._launcher, self._arguments, self._folder = settings, launcher, list(arguments), folder
         self._instructions, self._stopped = list(instructions), stopped
-        self.journal, self.faults = folder / "journal", folder / "faults.json"
+        self.journal, self.faults, self._clock = folder / "journal", folder / "faults.json", folder / "clock"
         self.buses = {name: BusAddress(f"ipc://{folder}/{name}") for name in PROCESSES}
         for name in PROCESSES:
             (folder / name).mkdir(mode=0o700)
@@ -85,14 +91,11 @@ class Rig:
         self.exit_code = None
         self._generation += 1
         tell(self.faults, {})
-        commands = {
-            name: python_command(self._launcher, subcommand, self._words(name))
-            for name, subcommand in PROCESSES.items()
-        }
-        children = [Child(name, command) for name, command in commands.items()]
+        self.set_wall_clock(0.0)
+        children = [Child(name, self._command(subcommand, self._words(name))) for name, subcommand in PROCESSES.items()]
         recording = self._folder / f"recording-{self._generation}.mcap"
         words = ["--live", "--out", str(recording), *self._words("controller")]
-        children.insert(0, Child(RECORDER, python_command(self._launcher, "record", words), is_vital=False))
+        children.insert(0, Child(RECORDER, self._command("record", words), is_vital=False))
         self._children = {child.name: child for child in children}
         bus, run = self.buses["controller"], self._settings.run
         figures = RunFigures(1000 / self._settings.control.rate_hz, self._settings.view_period_ms, time.monotonic_ns())
@@ -181,6 +184,18 @@ class Rig:
     def client(self) -> CommandClient:
         return CommandClient(self.buses["controller"])
 
+    def set_wall_clock(self, off_s: float) -> None:
+        """How far the wall clock of all processes is off from now on; without libfaketime nothing happens."""
+        new = self._clock.with_suffix(".new")
+        new.write_text(f"{off_s:+.3f}")
+        new.replace(self._clock)
+
+    def load_ms(self, since_ns: int) -> float | None:
+        """How long the newest encoder that was started since then took from its start until it was ready."""
+        began_ns = round(self.child("encoder").started_s * NS_PER_S)
+        ready = [at_ns for at_ns, line in self.lines_since(max(since_ns, began_ns)) if _LOADED in line]
+        return (ready[0] - began_ns) / NS_PER_MS if ready and began_ns > since_ns else None
+
     def snapshot(self, since_ns: int) -> Seen:
         """What was seen since then, with what each first thing follows."""
         with self._lock:
@@ -202,6 +217,20 @@ class Rig:
         with self._lock:
             self.seen = self.seen.since(before_ns)
             self.lines = [line for line in self.lines if line[0] >= before_ns]
+
+    def _command(self, subcommand: str, words: Sequence[str]) -> list[str]:
+        command = python_command(self._launcher, subcommand, words)
+        library = find_faketime()
+        if library is None:
+            return command
+        settings = {
+            "LD_PRELOAD": library,
+            "FAKETIME_TIMESTAMP_FILE": self._clock,
+            "FAKETIME_CACHE_DURATION": 1,  # s
+            "FAKETIME_DONT_FAKE_MONOTONIC": 1,
+            "NO_FAKE_STAT": 1,
+        }
+        return ["env", *(f"{name}={value}" for name, value in settings.items()), *command]
 
     def _words(self, process: str) -> list[str]:
         robot = self._settings.robot
