@@ -219,10 +219,11 @@ def test_a_dead_controller_or_robot_host_ends_the_run_with_the_robot_held(start,
         assert "the robot is held, with power on" in run.text
 
 
-def test_a_supervisor_that_is_killed_leaves_no_orphan(start):
+def test_a_supervisor_that_is_killed_leaves_no_orphan_not_even_one_that_hangs(start):
     run = start("--say", "touch the red block")
     run.wait_for(lambda status: status["mode"] == "RUN")
     children = run.children()
+    os.kill(children["encoder"], signal.SIGSTOP)
     run.process.kill()
     run.process.wait()
     ends = time.monotonic() + 5

@@ -21,6 +21,7 @@ from control.config import Config
 from control.drill.judge import Promises, Seen
 from control.drill.relay import Relay
 from control.drill.robot import read_journal, tell
+from control.drill.wall_clock import WallClock
 from control.errors import NotRunning, SaccadeError, WireError
 from control.messages import ActionChunk, Cycle, Mode, RobotSpec
 from control.report import RunFigures
@@ -33,11 +34,6 @@ _SAY_EVERY_S = 2.5  # so that the arm is always under way
 _STARTS_S = 90.0
 _LOADED = "one encode of"  # in the line of an encoder that is ready
 _POLL_MS = 20
-
-
-def find_faketime() -> Path | None:
-    """The library that can give a process another wall clock (Debian: libfaketime), None where it is not installed."""
-    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
 
 
 class Rig:
@@ -56,11 +52,12 @@ class Rig:
         """`arguments` name config and overrides as for a process; `instructions` are said in turn, again and again."""
         self._settings, self._launcher, self._arguments, self._folder = settings, launcher, list(arguments), folder
         self._instructions, self._stopped = list(instructions), stopped
-        self.journal, self.faults, self._clock = folder / "journal", folder / "faults.json", folder / "clock"
+        self.journal, self.faults = folder / "journal", folder / "faults.json"
         self.buses = {name: BusAddress(f"ipc://{folder}/{name}") for name in PROCESSES}
         for name in PROCESSES:
             (folder / name).mkdir(mode=0o700)
         self.spec = spec
+        self.wall_clock = WallClock(folder)
         self.seen, self.lines = Seen(), list[tuple[int, str]]()
         self.relay = Relay(self.buses)
         self._read = 0
@@ -91,7 +88,7 @@ class Rig:
         self.exit_code = None
         self._generation += 1
         tell(self.faults, {})
-        self.set_wall_clock(0.0)
+        self.wall_clock.set(0)
         children = [Child(name, self._command(subcommand, self._words(name))) for name, subcommand in PROCESSES.items()]
         recording = self._folder / f"recording-{self._generation}.mcap"
         words = ["--live", "--out", str(recording), *self._words("controller")]
@@ -184,12 +181,6 @@ class Rig:
     def client(self) -> CommandClient:
         return CommandClient(self.buses["controller"])
 
-    def set_wall_clock(self, off_s: float) -> None:
-        """How far the wall clock of all processes is off from now on; without libfaketime nothing happens."""
-        new = self._clock.with_suffix(".new")
-        new.write_text(f"{off_s:+.3f}")
-        new.replace(self._clock)
-
     def load_ms(self, since_ns: int) -> float | None:
         """How long the newest encoder that was started since then took from its start until it was ready."""
         began_ns = round(self.child("encoder").started_s * NS_PER_S)
@@ -219,18 +210,7 @@ class Rig:
             self.lines = [line for line in self.lines if line[0] >= before_ns]
 
     def _command(self, subcommand: str, words: Sequence[str]) -> list[str]:
-        command = python_command(self._launcher, subcommand, words)
-        library = find_faketime()
-        if library is None:
-            return command
-        settings = {
-            "LD_PRELOAD": library,
-            "FAKETIME_TIMESTAMP_FILE": self._clock,
-            "FAKETIME_CACHE_DURATION": 1,  # s
-            "FAKETIME_DONT_FAKE_MONOTONIC": 1,
-            "NO_FAKE_STAT": 1,
-        }
-        return ["env", *(f"{name}={value}" for name, value in settings.items()), *command]
+        return self.wall_clock.around(python_command(self._launcher, subcommand, words))
 
     def _words(self, process: str) -> list[str]:
         robot = self._settings.robot

@@ -18,7 +18,8 @@ from control.discovery import REMOTE, make_robot
 from control.drill.campaign import Outcome, campaign
 from control.drill.faults import CLOCK, KINDS, Kind, one_of_each
 from control.drill.report import result, summary, table, write
-from control.drill.rig import Rig, find_faketime
+from control.drill.rig import Rig
+from control.drill.wall_clock import find_compiler
 from control.drill.workers import Part, run_parts
 from control.environment import environment
 from control.errors import ConfigError, NotRunning
@@ -52,17 +53,17 @@ def drill(
     if settings.robot.name == REMOTE:
         raise ConfigError("drill starts the robot host itself: robot.name 'remote' cannot be drilled")
     kinds = _chosen(one_of_each(asked.seed) if asked.faults is None else KINDS, asked.only)
-    left_out = [f"{kind.target}: {kind.name}" for kind in kinds if kind.target == CLOCK and find_faketime() is None]
+    left_out = [f"{kind.target}: {kind.name}" for kind in kinds if kind.target == CLOCK and find_compiler() is None]
     kinds = [kind for kind in kinds if f"{kind.target}: {kind.name}" not in left_out]
     if not kinds:
-        raise ConfigError(f"nothing to drill without libfaketime: {', '.join(left_out)}")
+        raise ConfigError(f"nothing to drill without a C compiler: {', '.join(left_out)}")
     check_writable(asked.report)
     count = asked.faults or len(kinds)
     first = asked.seed if asked.faults is not None else 0
     if asked.part is None:
         show(f"{len(kinds)} kinds of faults, {count} faults, seed {asked.seed}, workers {asked.workers}")
         for kind in left_out:
-            show(f"left out: {kind}, since libfaketime is not installed")
+            show(f"left out: {kind}, since there is no C compiler")
     seeds = range(first, first + count)
     began_s = time.monotonic()
     if asked.workers > 1 and asked.part is None:

@@ -71,7 +71,7 @@ def test_a_killed_encoder_is_judged_by_what_it_takes_beyond_its_own_loading(tmp_
     found = result(slow_to_load)
     assert found["promises_broken"] == 0
     assert found["encoder_killed_ms"]["recover_after_load"]["p95"] == 1000.0
-    late = result([*slow_to_load, *(outcome(seed, recover_ms=9600.0, load_ms=8000.0) for seed in (20, 21))])
+    late = result([*slow_to_load, *(outcome(seed, recover_ms=9600.0, load_ms=8000.0) for seed in range(20, 25))])
     assert late["broken"] == ["killed encoder: p95 1600 ms beyond its own load time, limit 1500"]
     assert result([])["promises_broken"] == 0
     lines = summary(found | {"minutes": 1.0})
