@@ -60,7 +60,7 @@ class Rig:
         self.wall_clock = WallClock(folder)
         self.seen, self.lines = Seen(), list[tuple[int, str]]()
         self.relay = Relay(self.buses)
-        self._read = 0
+        self._read = self._ready_ns = 0
         self._generation = 0
         self._lock = threading.Lock()
         self._ends = threading.Event()
@@ -181,11 +181,19 @@ class Rig:
     def client(self) -> CommandClient:
         return CommandClient(self.buses["controller"])
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether the newest encoder has been started and is not ready."""
+        return self.child("encoder").is_running() and self._ready_ns < self._encoder_began_ns
+
     def load_ms(self, since_ns: int) -> float | None:
-        """How long the newest encoder that was started since then took from its start until it was ready."""
-        began_ns = round(self.child("encoder").started_s * NS_PER_S)
-        ready = [at_ns for at_ns, line in self.lines_since(max(since_ns, began_ns)) if _LOADED in line]
-        return (ready[0] - began_ns) / NS_PER_MS if ready and began_ns > since_ns else None
+        """How long the newest encoder took from its start until it was ready; None for one of before `since_ns`."""
+        began_ns = self._encoder_began_ns
+        return (self._ready_ns - began_ns) / NS_PER_MS if since_ns < began_ns < self._ready_ns else None
+
+    @property
+    def _encoder_began_ns(self) -> int:
+        return round(self.child("encoder").started_s * NS_PER_S)
 
     def snapshot(self, since_ns: int) -> Seen:
         """What was seen since then, with what each first thing follows."""
@@ -233,8 +241,11 @@ class Rig:
             self.exit_code = error.exit_code
 
     def _note(self, line: str) -> None:
+        now_ns = time.monotonic_ns()
+        if line.strip().startswith("encoder") and _LOADED in line:
+            self._ready_ns = now_ns
         with self._lock:
-            self.lines.append((time.monotonic_ns(), line))
+            self.lines.append((now_ns, line))
 
     def _listen(self) -> None:
         """Cycles and actions as the controller sends them; and an instruction now and then."""
