@@ -25,7 +25,7 @@ from control.messages import Mode
 from control.supervisor import RECORDER
 
 _QUIET_S = 0.4  # of health before a fault
-_WORDS = 60  # characters of what was said, in the report
+_WORDS = 48  # characters of what was said, in the report
 _RECOVERS_S = 30.0  # without what an encoder takes to load, which is this machine's and has a limit of its own
 _LOADS_S = 120.0
 _STABLE_S = 0.5  # healthy so long: recovered
