@@ -142,7 +142,7 @@ def _start_again(rig: Rig, outcome: Outcome) -> None:
     if left:
         outcome.broken.append(f"still running after the end: {', '.join(left)}")
     rig.end()
-    outcome.has_new_run = True
+    outcome.has_new_run, outcome.was_stopped = True, False
     try:
         rig.start()
     except NotRunning as error:
