@@ -28,6 +28,7 @@ _QUIET_S = 0.4  # of health before a fault
 _WORDS = 48  # characters of what was said, in the report
 _RECOVERS_S = 30.0  # without what an encoder takes to load, which is this machine's and has a limit of its own
 _LOADS_S = 120.0
+_CALM_S = 120.0  # for a healthy run before a fault: nothing is broken then, but the machine may be busy
 _STABLE_S = 0.5  # healthy so long: recovered
 _RESUME_S = 0.2
 
@@ -90,7 +91,7 @@ def one_fault(rig: Rig, kind: Kind, seed: int) -> Outcome:
         rig.end()  # one that has ended comes back with a new run only
     if rig.has_ended:
         rig.start()
-    if not rig.wait(lambda: _is_well(rig, 0, _QUIET_S), _RECOVERS_S):
+    if not rig.wait(lambda: _is_well(rig, 0, _QUIET_S), _CALM_S):
         return Outcome(kind.name, kind.target, seed, 0.0, broken=["the run was not healthy before this fault"])
     rig.wait(lambda: False, rng.uniform(0.0, 0.3))  # anywhere in a period
     begun_ns = time.monotonic_ns()
