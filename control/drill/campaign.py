@@ -91,7 +91,7 @@ def one_fault(rig: Rig, kind: Kind, seed: int) -> Outcome:
         rig.end()  # one that has ended comes back with a new run only
     if rig.has_ended:
         rig.start()
-    if not rig.wait(lambda: _is_well(rig, 0, _QUIET_S), _CALM_S):
+    if not rig.wait(lambda: not _resume_if_stopped(rig, 0) and _is_well(rig, 0, _QUIET_S), _CALM_S):
         return Outcome(kind.name, kind.target, seed, 0.0, broken=["the run was not healthy before this fault"])
     rig.wait(lambda: False, rng.uniform(0.0, 0.3))  # anywhere in a period
     begun_ns = time.monotonic_ns()
@@ -120,13 +120,7 @@ def _recover(rig: Rig, kind: Kind, outcome: Outcome, over_ns: int) -> None:
                 outcome.broken.append(f"the run ended with code {rig.exit_code}: {rig.lines[-1][1].strip()}")
             _start_again(rig, outcome)
             break
-        cycle = rig.last_cycle
-        if cycle is not None and cycle.mode is Mode.STOP and cycle.stamp_ns > over_ns:
-            outcome.was_stopped = True  # a latch is a promise: nothing moves before an operator says so
-            client = rig.client()
-            client.send("resume")
-            rig.wait(lambda: rig.has_ended, _RESUME_S)
-            client.close()
+        outcome.was_stopped |= _resume_if_stopped(rig, over_ns)
         if _is_well(rig, over_ns, _STABLE_S):
             outcome.recovered = True
             break
@@ -150,6 +144,18 @@ def _start_again(rig: Rig, outcome: Outcome) -> None:
         outcome.broken.append(str(error))
         return
     outcome.recovered = True
+
+
+def _resume_if_stopped(rig: Rig, since_ns: int) -> bool:
+    """As an operator would; a latch is a promise: nothing moves before somebody says so."""
+    cycle = rig.last_cycle
+    if rig.has_ended or cycle is None or cycle.mode is not Mode.STOP or cycle.stamp_ns <= since_ns:
+        return False
+    client = rig.client()
+    client.send("resume")
+    rig.wait(lambda: rig.has_ended, _RESUME_S)
+    client.close()
+    return True
 
 
 def _is_well(rig: Rig, since_ns: int, seconds: float) -> bool:
