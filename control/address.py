@@ -108,6 +108,7 @@ class Lease:
 
     def __init__(self, endpoint: str) -> None:
         path = lock_file(endpoint)
+        self._socket = Path(endpoint.removeprefix("ipc://")) if endpoint.startswith("ipc://") else None
         try:
             _make_private(path.parent)
             self._file = open(path, "a+")  # noqa: SIM115 - held until release
@@ -129,8 +130,10 @@ class Lease:
         self._file.write(str(os.getpid()))
         self._file.flush()
 
-    def release(self) -> None:
-        """Twice is fine."""
+    def release(self, removes_socket: bool = False) -> None:
+        """Twice is fine. With `removes_socket` the file of a bound ipc endpoint is removed: ZeroMQ leaves it."""
+        if removes_socket and self._socket is not None and not self._file.closed:
+            self._socket.unlink(missing_ok=True)  # while the lock is held, it can be nobody else's
         self._file.close()
 
 

@@ -41,6 +41,9 @@ def measure_stop(
             held = _until(actions, Mode.STOP, begun_ns)
             heard_ms.append((time.monotonic_ns() - begun_ns) / NS_PER_MS)
             sent_ms.append((held.stamp_ns - begun_ns) / NS_PER_MS)
+            _until(
+                actions, Mode.STOP, held.stamp_ns + 1
+            )  # of the tick that latches it: `resume` before that is refused
             client.request("resume", answer_s=_WAIT_S)
             show(len(sent_ms))
     finally:

@@ -104,7 +104,7 @@ class Publisher:
     def close(self) -> None:
         self._socket.close()
         self._admission.close()
-        self._lease.release()
+        self._lease.release(removes_socket=True)
 
 
 class Subscriber:
@@ -267,7 +267,7 @@ class CommandServer:
     def close(self) -> None:
         self._socket.close()
         self._admission.close()
-        self._lease.release()
+        self._lease.release(removes_socket=True)
 
 
 class CommandClient:

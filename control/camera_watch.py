@@ -32,6 +32,7 @@ class CameraLimits:
 @dataclass(slots=True)
 class _Seen:
     image: np.ndarray
+    is_black: bool
     since_ns: int  # the first of the identical images
     reference: np.ndarray  # what visible changes are counted from
     changed_ns: int = 0  # the last visible change
@@ -73,7 +74,7 @@ class CameraWatch:
         age_ms = (stamp_ns - captured_ns.get(name, stamp_ns)) / NS_PER_MS
         if age_ms > self._limits.late_after_ms:
             return f"is late: its newest image is {age_ms:.0f} ms old, limit {self._limits.late_after_ms:g}"
-        if image.max(initial=0) <= self._limits.black_below:
+        if self._seen[name].is_black:
             return "is black: no light, a cap on its lens, or a broken cable?"
         if self._is_frozen(name, stamp_ns):
             since_ms = (stamp_ns - self._seen[name].since_ns) / NS_PER_MS
@@ -84,14 +85,17 @@ class CameraWatch:
         seen = self._seen.get(name)
         if seen is None or seen.image.shape != image.shape:
             kept = image.copy()
-            self._seen[name] = _Seen(kept, stamp_ns, kept)
+            self._seen[name] = _Seen(kept, self._is_black(kept), stamp_ns, kept)
             return
         if np.array_equal(seen.image, image):
             return
         seen.image, seen.since_ns = image.copy(), stamp_ns  # a driver may use its buffer again
-        seen.suspect_ns, seen.is_frozen = None, False
+        seen.is_black, seen.suspect_ns, seen.is_frozen = self._is_black(image), None, False
         if _is_visible(seen.reference, seen.image):
             seen.reference, seen.changed_ns = seen.image, stamp_ns
+
+    def _is_black(self, image: np.ndarray) -> bool:
+        return bool(image.max(initial=0) <= self._limits.black_below)
 
     def _is_frozen(self, name: str, stamp_ns: int) -> bool:
         seen, after_ms = self._seen[name], self._limits.frozen_after_ms

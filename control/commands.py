@@ -104,12 +104,19 @@ def config_words(config: Path, overrides: list[str] | None) -> list[str]:
     return ["--config", str(config), *(word for item in overrides or [] for word in ("--set", item))]
 
 
-def process(name: str, config: Path, overrides: list[str] | None, parent: int) -> tuple[Config, Callable[[], bool]]:
-    """Config and stop condition of a process: a signal, or the end of the supervisor that started it."""
+def process(
+    name: str, config: Path, overrides: list[str] | None, parent: int, dies_with_parent: bool = False
+) -> tuple[Config, Callable[[], bool]]:
+    """Config and stop condition of a process: a signal, or the end of the supervisor that started it. One that
+    `dies_with_parent` is killed then, also where it hangs.
+    """
+    from control.child import die_with_parent
     from control.console import log_to_stderr
     from control.host import stop_on_signals
 
     log_to_stderr()
+    if parent and dies_with_parent:
+        die_with_parent()
     if parent:
         os.set_blocking(sys.stderr.fileno(), False)  # a supervisor that does not read must not stop the loop
     signalled = stop_on_signals()

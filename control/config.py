@@ -169,7 +169,7 @@ class RunConfig(_Section):
     start_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
 
     max_encoder_restarts: Annotated[int, Field(ge=0, le=10_000)] = 10
-    restart_backoff_s: Annotated[float, Field(gt=0, le=60)] = 0.5
+    restart_backoff_s: Annotated[float, Field(gt=0, le=60)] = 0.2
     encoder_hung_s: Annotated[float, Field(ge=0.5, le=3600)] = (
         3.0  # without features, or five encodes, before a restart
     )

@@ -26,6 +26,8 @@ from control.robot import Judge, Robot, StampsImages
 
 log = logging.getLogger("robot")
 
+_PUSHED_S = 0.05  # at its velocity limit: an arm that came so much further from its command in STOP was moved by hand
+
 
 class Follower:
     """Interpolates a chunk at the host's rate: row k is due k + 1 periods after its stamp, straight lines between.
@@ -42,6 +44,9 @@ class Follower:
         self._from: np.ndarray | None = None
         self._from_ns = 0
         self._newest_ns = 0  # the latest stamp of an action that was not from the future
+        self._nearest: np.ndarray | None = (
+            None  # (A,) how near to its command the arm has been in STOP, None outside it
+        )
         self.commanded: np.ndarray | None = None  # (A,) the newest command, None while only a measurement can tell
         self.reason = "no action yet"
 
@@ -58,14 +63,31 @@ class Follower:
     def take(self, chunk: ActionChunk, measured: np.ndarray | None, now_ns: int) -> None:
         """A new chunk replaces the one before. Its way begins at the last command, else at what is `measured` (A,).
 
-        With STOP the last command is forgotten: the arm may be moved by hand until it is resumed.
+        The last command is forgotten where the arm was moved by hand in STOP, and only there: a gripper that holds a
+        block is never measured where it is commanded to, and must not open when it is resumed.
         """
         if chunk.stamp_ns <= now_ns + NS_PER_MS:  # one from the future must not make all others seem old
             self._newest_ns = chunk.stamp_ns
-        if chunk.mode is Mode.STOP:
-            self.commanded = None
+        if chunk.mode is Mode.STOP or self.is_stopped:
+            self._look_for_hands(measured)
+        if chunk.mode is not Mode.STOP:
+            self._nearest = None
         self._chunk, self._from_ns = chunk, now_ns
         self._from = measured if self.commanded is None else self.commanded
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the last action said STOP; then `take` has to be told what is measured."""
+        return self._chunk is not None and self._chunk.mode is Mode.STOP
+
+    def _look_for_hands(self, measured: np.ndarray | None) -> None:
+        if self.commanded is None or measured is None:
+            return
+        velocity = self._spec.max_velocity
+        off = np.abs(measured - self.commanded)
+        self._nearest = off if self._nearest is None else np.fmin(self._nearest, off)  # one that is NaN tells nothing
+        if (off > self._nearest + np.where(np.isfinite(velocity), _PUSHED_S * velocity, 0.0)).any():
+            self.commanded = None
 
     def target(self, now_ns: int) -> np.ndarray | None:
         """(A,) to command now, None to hold; `reason` says why. Report what was really commanded to `commanded`."""
@@ -187,7 +209,7 @@ class RobotHost:
         if self._is_due("robot", now_ns):
             self._spec_out.send(self._spec)
         self._take_instruction()
-        self._follow(now_ns)
+        self._follow()
         is_due = self._is_due("state", now_ns)
         if is_due or self._history is not None:
             stamp_ns = self._clock.now_ns()
@@ -199,7 +221,8 @@ class RobotHost:
         if self._is_due("frames", now_ns):
             self._publish_frames()
 
-    def _follow(self, now_ns: int) -> None:
+    def _follow(self) -> None:
+        """Each decision is made on the time of that moment: whatever came before in this step took its own."""
         chunk = self._actions.poll()
         if self._actions.rejected > self._rejected:
             self._rejected = self._actions.rejected
@@ -207,9 +230,10 @@ class RobotHost:
         if chunk is not None and (old := self._follower.find_old(chunk)):
             self._told.warn(old)
         elif chunk is not None:
-            needed = self._follower.commanded is None or chunk.mode is Mode.STOP
-            self._follower.take(chunk, self._measured() if needed else None, now_ns)
-        target = self._follower.target(now_ns)
+            needed = self._follower.commanded is None or chunk.mode is Mode.STOP or self._follower.is_stopped
+            measured = self._measured() if needed else None
+            self._follower.take(chunk, measured, self._clock.now_ns())
+        target = self._follower.target(self._clock.now_ns())
         if target is not None:
             self._follower.commanded = self._robot.apply(target)
         elif self._moving:

@@ -156,8 +156,8 @@ class ControlLoop:
         verdict = cache.judge(began_ns, is_starting=not self._has_run)
         features_ns = self._clock.now_ns()
 
-        if state_fault or is_restarted:
-            self._is_lost = True
+        if state_fault or is_restarted or self._missed_fault(tick):
+            self._is_lost = True  # after so long a gap the robot host holds by itself, somewhere on its way
         elif tick.missed and self._sent is not None and self.mode is Mode.RUN:
             self._commanded, self._step = followed_to(self._sent, tick.missed)
         fault = state_fault or robot.camera_fault or self._missed_fault(tick) or verdict.fault

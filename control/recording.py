@@ -1,8 +1,8 @@
 """Writing a recording: one MCAP file that Foxglove opens, readable up to its last whole chunk whatever ends it.
 
 Knows the file; refuses to know where the nouns come from. A chunk is one second or 4 MiB of messages, compressed with
-zstd, and goes to the operating system as soon as it is whole: a killed writer loses at most that. Memory is one chunk,
-plus 1 KB for each chunk written, which the index at the end of the file needs (3.5 MB an hour, measured).
+zstd, and goes to the operating system as soon as it is whole: a killed writer loses at most that. Memory is one chunk;
+the index that the end of the file needs waits on disk.
 
 Stamps stay what they are everywhere in Saccade, monotonic nanoseconds; the metadata record `saccade` says which wall
 clock time belongs to which stamp, and holds the robot's spec and the versions. What is read back: recording_reader.py.
@@ -34,11 +34,12 @@ from control.recording_format import (
     to_json,
 )
 from control.recording_images import ImageCodec, descriptor_set, to_protobuf
-from control.recording_output import Output
+from control.recording_output import Output, SpilledIndex
 from control.wire import WIRE_VERSION
 
 _CHUNK_NS = NS_PER_S
 _CHUNK_BYTES = 4 << 20
+_INDEX = "_Writer__chunk_indices"  # where mcap's writer keeps it
 _TOPICS = {noun: topic for topic, (noun, _) in CHANNELS.items()}
 
 
@@ -64,6 +65,10 @@ class RecordingWriter:
         mcap = require("mcap.writer")
         self._output = Output(file, overwrite)
         self._writer = mcap.Writer(self._output, chunk_size=2**62, compression=mcap.CompressionType.ZSTD)
+        with self._output.explained():
+            self._index = SpilledIndex(file.parent)
+        if hasattr(self._writer, _INDEX):  # another mcap may name it otherwise, and would keep it in memory
+            setattr(self._writer, _INDEX, self._index)
         self._pending_bytes = 0
         self._chunk_begin_ns: int | None = None
         self._episode: Episode | None = None
@@ -129,6 +134,7 @@ class RecordingWriter:
             self._writer.finish()
             self._output.commit()
             self._output.close()
+        self._index.close()
 
     def __enter__(self) -> RecordingWriter:
         return self

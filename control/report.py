@@ -1,14 +1,15 @@
 """The figures of a run, from the cycles and features on the bus. Actions are counted as actions, encodes as encodes.
 
 Everything before the first RUN cycle is start-up: it is stated as `startup_s` and in no other figure. Percentiles and
-the count over the age bound look at the newest 36,000 rows (an hour at 10 Hz), so that memory stays bounded; the other
-counts cover the whole run.
+the count over the age bound look at the newest 36,000 values (an hour at 10 Hz), whose memory is taken at the start, so
+that a long run does not grow; the other counts cover the whole run.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter, deque
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,30 @@ from control.reasons import kind
 _WINDOW = 36_000  # one hour at 10 Hz
 
 
+class _Newest:
+    """The newest values of one figure, in memory that is there from the start."""
+
+    def __init__(self) -> None:
+        self._values = np.full(_WINDOW, np.nan)
+        self._count = 0
+
+    def add(self, value: float) -> None:
+        self._values[self._count % _WINDOW] = value
+        self._count += 1
+
+    def values(self) -> np.ndarray:
+        return self._values[: min(self._count, _WINDOW)]
+
+
 class RunFigures:
     """Takes what the bus delivers; `report` is the summary of it so far."""
 
     def __init__(self, period_ms: float, view_period_ms: float, started_ns: int) -> None:
         self._period_ms, self._view_period_ms, self._started_ns = period_ms, view_period_ms, started_ns
-        self._cycles: deque[Cycle] = deque(maxlen=_WINDOW)
-        self._encode_ms: deque[float] = deque(maxlen=_WINDOW)
-        self._encode_stages: dict[str, deque[float]] = {}
+        self._lateness_ms, self._cycle_ms, self._state_age_ms = _Newest(), _Newest(), _Newest()
+        self._feature_age_ms, self._encode_ms = _Newest(), _Newest()
+        self._stages: dict[str, _Newest] = {}
+        self._encode_stages: dict[str, _Newest] = {}
         self._first: Cycle | None = None
         self._modes: Counter[Mode] = Counter()
         self._limits: Counter[str] = Counter()
@@ -55,7 +72,13 @@ class RunFigures:
             self._missed += cycle.missed_ticks
             if cycle.switch_ms is not None:  # the first one waited for the encoder to start: part of `startup_s`
                 self._switch_ms.append(cycle.switch_ms)
-        self._cycles.append(cycle)
+        self._lateness_ms.add(cycle.lateness_ms)
+        self._cycle_ms.add(cycle.cycle_ms)
+        if cycle.state_age_ms is not None:
+            self._state_age_ms.add(cycle.state_age_ms)
+        if cycle.feature_age_ms is not None and cycle.mode is Mode.RUN:
+            self._feature_age_ms.add(cycle.feature_age_ms)
+        _add_stages(self._stages, cycle.stage_ms)
         self._limits.update(cycle.limits)
         if cycle.reason and cycle.mode is not Mode.RUN:
             self._reasons[kind(cycle.reason)[:160]] += 1
@@ -66,9 +89,8 @@ class RunFigures:
         self._encodes += 1
         self._first_encode_ns = self._first_encode_ns or features.stamp_ns
         self._last_encode_ns = features.stamp_ns
-        self._encode_ms.append(features.encode_ms)
-        for stage, value in features.stage_ms.items():
-            self._encode_stages.setdefault(stage, deque(maxlen=_WINDOW)).append(value)
+        self._encode_ms.add(features.encode_ms)
+        _add_stages(self._encode_stages, features.stage_ms)
 
     @property
     def has_run(self) -> bool:
@@ -87,10 +109,7 @@ class RunFigures:
         return _rate(self._modes[Mode.RUN], self._first.deadline_ns, self.last.deadline_ns)
 
     def report(self) -> dict[str, Any]:
-        cycles = list(self._cycles)
-        running = [cycle for cycle in cycles if cycle.mode is Mode.RUN]
-        ages = [cycle.feature_age_ms for cycle in running if cycle.feature_age_ms is not None]
-        encode = percentiles(self._encode_ms)
+        ages, encode = self._feature_age_ms.values(), percentiles(self._encode_ms.values())
         bound_ms = 2 * encode["max"] + self._period_ms + self._view_period_ms if encode else None
         last = self.last
         return {
@@ -101,15 +120,15 @@ class RunFigures:
             "missed_ticks": self._missed,
             "lost_records": self._lost_records,
             "encodes": self._encodes,
-            "lateness_ms": percentiles([cycle.lateness_ms for cycle in cycles]),
-            "cycle_ms": percentiles([cycle.cycle_ms for cycle in cycles]),
-            "stage_ms": _by_stage(cycle.stage_ms for cycle in cycles),
+            "lateness_ms": percentiles(self._lateness_ms.values()),
+            "cycle_ms": percentiles(self._cycle_ms.values()),
+            "stage_ms": _by_stage(self._stages),
             "encode_ms": encode,
-            "encode_stage_ms": {stage: percentiles(values) for stage, values in self._encode_stages.items()},
+            "encode_stage_ms": _by_stage(self._encode_stages),
             "feature_age_ms": percentiles(ages),
             "feature_age_bound_ms": bound_ms,  # 2 x the slowest encode + control period + time between two views
-            "feature_age_over_bound": sum(age > bound_ms for age in ages) if bound_ms else 0,
-            "state_age_ms": percentiles([c.state_age_ms for c in cycles if c.state_age_ms is not None]),
+            "feature_age_over_bound": int((ages > bound_ms).sum()) if bound_ms else 0,
+            "state_age_ms": percentiles(self._state_age_ms.values()),
             "switch_ms": self._switch_ms,
             "modes": {str(mode): self._modes[mode] for mode in Mode},
             "limits": dict(self._limits.most_common()),
@@ -144,12 +163,15 @@ def percentiles(values: Any) -> dict[str, float]:
     return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "max": float(array.max())}
 
 
-def _by_stage(rows: Any) -> dict[str, dict[str, float]]:
-    columns: dict[str, list[float]] = {}
-    for row in rows:
-        for stage, value in row.items():
-            columns.setdefault(stage, []).append(value)
-    return {stage: percentiles(values) for stage, values in columns.items()}
+def _add_stages(figures: dict[str, _Newest], stages: Mapping[str, float]) -> None:
+    for stage, value in stages.items():
+        if stage not in figures:
+            figures[stage] = _Newest()
+        figures[stage].add(value)
+
+
+def _by_stage(figures: Mapping[str, _Newest]) -> dict[str, dict[str, float]]:
+    return {stage: percentiles(newest.values()) for stage, newest in figures.items()}
 
 
 def _rate(count: int, first_ns: int, last_ns: int) -> float | None:

@@ -208,5 +208,6 @@ def broken(found: dict[str, Any], most_missed: float, most_growth: float) -> lis
 
 
 def read_report(file: Path) -> dict[str, Any]:
-    """What the run itself said, {} where it wrote nothing."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() and file.stat().st_size else {}
+    """What the run itself said, {} where it wrote nothing; files are named without the folder they were in."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return json.loads(text.replace(f"{file.parent}/", "")) if text else {}

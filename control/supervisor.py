@@ -7,6 +7,7 @@ ended last. Children that only listen, like the recorder, may die at any time: t
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from control.address import BusAddress, Lease, check_free, presence
 from control.bus import CommandClient, Subscriber
 from control.child import Child
 from control.encoder_watch import EncoderWatch
-from control.errors import SaccadeError
+from control.errors import BusError, SaccadeError
 from control.messages import Mode
 from control.report import RunFigures
 from control.script import Script
@@ -26,6 +27,7 @@ EXIT_DONE, EXIT_NOT_POSSIBLE, EXIT_USAGE, EXIT_STOPPED, EXIT_DIED = 0, 1, 2, 3, 
 _LAST_LINES_S = 0.5  # for what a child that only listens has said about its end
 _STATUS_PERIOD_S = {True: 0.25, False: 5.0}  # on a terminal, and in a log
 _ANSWER_S, _CONTROLLER_S, _ROBOT_S, _ENCODER_S = 0.4, 1.2, 1.5, 0.8  # with the status 0.4 s more: 4.3 s
+_ORPHANS_S = 4.0
 _LISTENERS_S = 5.0  # then the robot is long held, and a recording is worth the wait for its index
 _STABLE_S = 30.0  # an encoder that ran this long starts again with the shortest pause
 
@@ -64,7 +66,7 @@ class Supervisor:
     def run(self, stopped: Callable[[], bool], duration_s: float | None) -> int:
         """Until `stopped()`, the duration has passed since the first RUN, or a process died for good; the exit code."""
         lease = Lease(presence(self._bus, "run"))
-        check_free(self._bus, set(self._children))
+        self._wait_until_free(stopped)
         cycles = Subscriber(self._bus, "cycle", newest_only=False)
         features = Subscriber(self._bus, "features", newest_only=False)
         try:
@@ -78,6 +80,23 @@ class Supervisor:
                 port.close()
             lease.release()
         return code
+
+    def _wait_until_free(self, stopped: Callable[[], bool]) -> None:
+        """The processes of a run whose supervisor was killed end by themselves, in a moment. Raises BusError when they
+        do not, or belong to somebody else.
+        """
+        gives_up_s, is_told = time.monotonic() + _ORPHANS_S, False
+        while True:
+            try:
+                check_free(self._bus, set(self._children))
+                return
+            except BusError as error:
+                if stopped() or time.monotonic() > gives_up_s:
+                    raise
+                if not is_told:
+                    self._show(f"       run | waiting at most {_ORPHANS_S:g} s for an earlier process to end: {error}")
+                is_told = True
+            threading.Event().wait(0.05)
 
     def _watch(
         self, stopped: Callable[[], bool], duration_s: float | None, cycles: Subscriber, features: Subscriber

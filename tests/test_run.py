@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -19,7 +21,7 @@ import pytest
 
 from control.address import BusAddress
 from control.bus import CommandClient, Publisher, Subscriber
-from control.errors import CommandFailed
+from control.errors import CommandFailed, NotRunning
 from control.messages import Frames, State
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -217,16 +219,46 @@ def test_a_dead_controller_or_robot_host_ends_the_run_with_the_robot_held(start,
         assert "the robot is held, with power on" in run.text
 
 
-def test_a_supervisor_that_is_killed_leaves_no_orphan(start):
+def test_a_supervisor_that_is_killed_leaves_no_orphan_not_even_one_that_hangs(start):
     run = start("--say", "touch the red block")
     run.wait_for(lambda status: status["mode"] == "RUN")
     children = run.children()
+    os.kill(children["encoder"], signal.SIGSTOP)
     run.process.kill()
     run.process.wait()
     ends = time.monotonic() + 5
     while time.monotonic() < ends and not all(is_gone(pid) for pid in children.values()):
         threading.Event().wait(0.05)
     assert all(is_gone(pid) for pid in children.values())
+
+
+def held_sockets(address: str) -> list[str]:
+    """What is left in the folder of a bus but files that can be locked again."""
+    folder = Path(address.removeprefix("ipc://"))
+    left = [path.name for path in folder.iterdir() if path.suffix not in (".lock", ".run")]
+    for path in folder.glob("*.lock"):
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                left.append(path.name)
+    return left
+
+
+def test_a_second_start_works_at_once_after_the_supervisor_was_killed(start, tmp_path):
+    """Nobody was there to end the children, and they still hold the bus when the next run begins."""
+    first = start("--say", "touch the red block", "--record", str(tmp_path / "a.mcap"))
+    first.wait_for(lambda status: status["mode"] == "RUN")
+    children = first.children()
+    assert set(children) == {"robot", "encoder", "control", "record"}
+    first.process.kill()
+    first.process.wait()
+    second = start("--say", "touch the red block", address=first.address)
+    second.wait_for(lambda status: status["mode"] == "RUN")
+    assert all(is_gone(pid) for pid in children.values())
+    second.process.send_signal(signal.SIGINT)
+    assert second.finish() == 0, second.text
+    assert held_sockets(first.address) == []
 
 
 def test_ending_in_stop_has_an_exit_code_of_its_own(start):
@@ -292,6 +324,58 @@ def test_the_remote_host_of_the_readme_is_driven_over_the_public_wire(start, tmp
     finally:
         host.kill()
         host.wait()
+
+
+@pytest.mark.timeout(300)
+def test_the_encoder_of_the_readme_runs_on_another_machine_with_keys(tmp_path):
+    """README's own commands, with two addresses of the loopback for the two machines and a home for each."""
+    port, report = free_port(), tmp_path / "report.json"
+    homes = {name: tmp_path / name for name in ("robot", "encoder")}
+    text = readme_block("remote-encoder").replace(".venv/bin/python", sys.executable)
+    for command in ("run", "encoder"):  # in fp32, since INT8 is slow on processors without its instructions
+        text = text.replace(f"launch.py {command}", f"launch.py {command} --set encoder.precision=fp32")
+    text = text.replace("scp -rp", "cp -rp").replace("USER@10.0.0.6:", f"{homes['encoder']}/")
+    text = text.replace("10.0.0.5:5550", f"127.0.0.1:{port}").replace("10.0.0.6:6660", f"127.0.0.2:{port}")
+    here, there = text.split("# on the encoder's machine")
+    make_keys, run = here.split(f"{sys.executable} launch.py run")
+    run = f"exec {sys.executable} launch.py run {run.strip()} --no-page --duration 4 --report {report}"
+
+    def on(machine, command):
+        environment = os.environ | {"HOME": str(homes[machine])}
+        words = ["bash", "-ec", command]
+        return subprocess.Popen(
+            words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    for home in homes.values():
+        home.mkdir()
+    keys = on("robot", make_keys)
+    assert keys.communicate(timeout=30)[0] and keys.returncode == 0
+    encoder, robot = on("encoder", "exec " + there.strip()), on("robot", run)
+    try:
+        bus = {"address": f"tcp://127.0.0.1:{port}", "encoder": f"tcp://127.0.0.2:{port}"}
+        laptop = CommandClient(BusAddress(**bus, keys=str(homes["robot"] / "saccade-keys" / "laptop")))
+        stranger = CommandClient(BusAddress(address=bus["address"]))
+        ends_s, mode = time.monotonic() + 150.0, ""
+        while mode != "RUN" and time.monotonic() < ends_s and robot.poll() is None:
+            with contextlib.suppress(NotRunning):
+                mode = laptop.request("status", answer_s=1.0).values["mode"]
+            threading.Event().wait(0.2)
+        assert mode == "RUN"
+        with pytest.raises(NotRunning, match="no controller answers"):
+            stranger.request("stop", answer_s=1.0)
+        said, _ = robot.communicate(timeout=60)
+        assert robot.returncode == 0, said
+    finally:
+        for process in (robot, encoder):
+            if process.poll() is None:
+                process.terminate()
+        heard, _ = encoder.communicate(timeout=60)
+        laptop.close()
+        stranger.close()
+    assert "Traceback" not in said + heard
+    found = json.loads(report.read_text())
+    assert found["modes"]["RUN"] > 30 and found["modes"]["STOP"] == 0 and found["encodes"] > 10
 
 
 def test_a_remote_robot_with_other_cameras_ends_the_run_with_both_sizes(start, tmp_path):

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from control.soak import Life, Soak, broken
+from control.soak import Life, Soak, broken, read_report
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,6 +43,13 @@ def test_what_grows_is_named_and_what_does_not_is_not():
 def test_a_process_that_was_started_again_is_compared_with_itself_at_the_same_age():
     found = soak_of(("encoder", 0.3), ("encoder", 0.3))
     assert found["processes"]["encoder"]["rss_growth"] == 0.0 and found["processes"]["encoder"]["starts"] == 2
+
+
+def test_no_folder_of_the_machine_stands_in_a_report(tmp_path):
+    file = tmp_path / "run.json"
+    assert read_report(file) == {}
+    file.write_text(json.dumps({"said": f"{tmp_path}/soak.mcap: 12 s"}))
+    assert read_report(file) == {"said": "soak.mcap: 12 s"}
 
 
 def test_missed_ticks_and_descriptors_are_counted():

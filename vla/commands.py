@@ -24,7 +24,8 @@ app = typer.Typer()
 @app.command(rich_help_panel="Processes")
 def encoder(config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, parent: ParentOption = 0) -> None:
     """The encoder alone: camera frames and the instruction in, features out, as fast as it can."""
-    settings, stopped = process("encoder", config, set_, parent)
+    # A model that hangs in its device would outlive a supervisor that was killed.
+    settings, stopped = process("encoder", config, set_, parent, dies_with_parent=True)
     # Threads that spin while they wait make an encode on a busy two-core machine 5 to 100 times slower. Read at import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from vla.service import run_encoder

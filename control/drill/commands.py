@@ -37,27 +37,30 @@ def drill_app(check_policy: Callable[[Config], object], own_sentences: Callable[
             typer.Option(metavar="WORDS", help="Only kinds with one of these words, with commas: killed,camera."),
         ] = None,
         seed: Annotated[int, typer.Option(min=0, help="Of the first fault; each next one counts up.")] = 0,
+        workers: Annotated[
+            int, typer.Option(min=1, max=64, metavar="N", help="Processes, each with a robot and buses of its own.")
+        ] = 1,
         report: ReportOption = None,
+        part: Annotated[str | None, typer.Option(hidden=True)] = None,
     ) -> None:
         """Break everything on purpose, in real processes, and see who notices, what moves and what recovers.
 
         Exits with 1 when a promise was broken. Not for a robot that anybody stands beside.
         """
+        from control.drill.session import Asked
         from control.drill.session import drill as hold_drill
+        from control.drill.workers import Part
         from control.host import stop_on_signals
 
         settings = load(config, set_)
         check_policy(settings)
-        count = None if quick else faults
+        asked = Asked(None if quick else faults, only, seed, workers, Part.parse(part) if part else None, report)
         code = hold_drill(
             settings,
             ROOT / "launch.py",
             config_words(config, set_),
             say or own_sentences(seed),
-            count,
-            only,
-            seed,
-            report,
+            asked,
             stop_on_signals(),
             typer.echo,
         )

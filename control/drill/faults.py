@@ -19,13 +19,21 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import zmq
+
 from control.drill import relay
 from control.drill.relay import TOPICS, Disturb
 from control.drill.rig import PROCESSES, Rig
 from control.drill.robot import tell
+from control.messages import Command
 from control.supervisor import RECORDER
+from control.wire import encode
 
 _MEGABYTE = 1 << 20
+_STARTS_AGAIN_S = 10.0
+
+CLOCK = "clock"
+"""The target of the kinds that need a rig which can set the wall clock."""
 
 Inject = Callable[[Rig, random.Random], AbstractContextManager[None]]
 
@@ -35,7 +43,8 @@ class Kind:
     """One thing that can go wrong. `seconds` is how long it lasts, drawn between the two; 0: it is over at once.
 
     `is_noticed`: somebody has to say so; where it is False it may pass without any effect. `ends_run`: the supervisor
-    ends the run with the robot held, and a new one has to begin at once.
+    ends the run with the robot held, and a new one has to begin at once; with `may_end_run` it may or may not.
+    `silences`: the controller itself cannot speak meanwhile, so its silence breaks no promise.
     """
 
     name: str
@@ -44,6 +53,8 @@ class Kind:
     seconds: tuple[float, float]
     is_noticed: bool = True
     ends_run: bool = False
+    may_end_run: bool = False
+    silences: bool = False
 
 
 @contextlib.contextmanager
@@ -89,11 +100,22 @@ def _without_memory(name: str) -> Inject:
     return inject
 
 
+@contextlib.contextmanager
+def _too_little_memory_to_load(rig: Rig, rng: random.Random) -> Iterator[None]:
+    """The encoder is started again with less memory than it needs to load; the one after that has enough."""
+    child = rig.child("encoder")
+    before = child.process.pid
+    child.kill()
+    rig.wait(lambda: child.process.pid != before, _STARTS_AGAIN_S)
+    most = rng.randint(64, 512) * _MEGABYTE
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(child.process.pid, resource.RLIMIT_AS, (most, most))
+    yield
+
+
 def _disk_full(rig: Rig, rng: random.Random) -> AbstractContextManager[None]:
     """The recording can grow no further, as on a full disk."""
-    recorder = rig.child(RECORDER).process
-    if recorder.poll() is None:
-        resource.prlimit(recorder.pid, resource.RLIMIT_FSIZE, (_MEGABYTE // 4, -1))
+    resource.prlimit(rig.child(RECORDER).process.pid, resource.RLIMIT_FSIZE, (_MEGABYTE // 4, -1))
     return _done()
 
 
@@ -158,26 +180,72 @@ def _flooded(verbs: tuple[str, ...]) -> Inject:
 
     @contextlib.contextmanager
     def inject(rig: Rig, rng: random.Random) -> Iterator[None]:
-        ends = threading.Event()
+        client = rig.client()
 
-        def flood() -> None:
-            client = rig.client()
-            while not ends.is_set():
-                with contextlib.suppress(BlockingIOError, OSError):  # its own queue is full
-                    client.send(rng.choice(verbs), f"touch the block number {rng.randrange(1000)}")
-                while client.receive():
-                    pass
-            client.close()
+        def send_one() -> None:
+            with contextlib.suppress(zmq.Again):  # its own queue is full
+                client.send(rng.choice(verbs), f"touch the block number {rng.randrange(1000)}")
+            while client.receive():
+                pass
 
-        thread = threading.Thread(target=flood, daemon=True)
-        thread.start()
-        try:
+        with _again_and_again(send_one):
             yield
-        finally:
-            ends.set()
-            thread.join()
+        client.close()
 
     return inject
+
+
+@contextlib.contextmanager
+def _garbled(rig: Rig, rng: random.Random) -> Iterator[None]:
+    """What is no command, or half of one, as fast as one client can send it."""
+    scrambled, truncated = relay.scrambled(rng), relay.truncated(rng)
+    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.connect(rig.buses["controller"].endpoint("command"))
+
+    def send_one() -> None:
+        [(_, data)] = rng.choice((scrambled, truncated))(encode(Command(rng.randrange(2**32), "say", "touch it")))
+        with contextlib.suppress(zmq.Again):
+            socket.send(data, zmq.NOBLOCK)
+            socket.recv(zmq.NOBLOCK)
+
+    with _again_and_again(send_one):
+        yield
+    socket.close()
+
+
+@contextlib.contextmanager
+def _again_and_again(do: Callable[[], None]) -> Iterator[None]:
+    """In a thread, until the `with` is left; which raises what went wrong there."""
+    ends = threading.Event()
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            while not ends.is_set():
+                do()
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ends.set()
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+@contextlib.contextmanager
+def _clock_set(rig: Rig, rng: random.Random) -> Iterator[None]:
+    """The wall clock of every process goes wrong by up to ten years, and back."""
+    rig.wall_clock.set(rng.choice((-1, 1)) * rng.randint(1, rng.choice((2, 3600, 300_000_000))))
+    try:
+        yield
+    finally:
+        rig.wall_clock.set(0)
 
 
 def _messages(topic: str) -> list[Kind]:
@@ -221,20 +289,29 @@ def _processes() -> list[Kind]:
     kinds = [
         Kind("killed", "encoder", _signalled("encoder", signal.SIGKILL), (0.0, 0.0)),
         Kind("killed", "robot", _signalled("robot", signal.SIGKILL), (0.0, 0.0), ends_run=True),
-        Kind("killed", "controller", _signalled("controller", signal.SIGKILL), (0.0, 0.0), ends_run=True),
-        Kind("out of memory", "encoder", _without_memory("encoder"), (1.0, 2.0), False),
-        Kind("out of memory", "controller", _without_memory("controller"), (1.0, 2.0), False),
-        Kind("out of memory", "robot", _without_memory("robot"), (1.0, 2.0), False),
-        Kind("without processor", "all", _starved, (1.0, 3.0), False),
-        Kind("disk full", "recorder", _disk_full, (1.0, 2.0), False),
+        Kind(
+            "killed", "controller", _signalled("controller", signal.SIGKILL), (0.0, 0.0), ends_run=True, silences=True
+        ),
+        Kind("out of memory", RECORDER, _without_memory(RECORDER), (1.0, 2.0), False),
+        Kind("out of memory in loading", "encoder", _too_little_memory_to_load, (1.0, 2.0)),
+        Kind("without processor", "all", _starved, (1.0, 3.0), False, silences=True),
+        Kind("disk full", RECORDER, _disk_full, (1.5, 2.5)),
+        Kind("wall clock set", CLOCK, _clock_set, (0.5, 2.0), False),
     ]
-    return kinds + [Kind("stopped", name, _stopped(name), (1.0, 5.0)) for name in PROCESSES]
+    for name in PROCESSES:
+        is_speaker = name == "controller"
+        kinds += [
+            Kind("out of memory", name, _without_memory(name), (1, 2), False, may_end_run=True, silences=is_speaker),
+            Kind("stopped", name, _stopped(name), (1.0, 5.0), silences=is_speaker),
+        ]
+    return kinds
 
 
 def _operators() -> list[Kind]:
     return [
         Kind("flood", "instruction", _flooded(("say",)), (0.5, 2.0), False),
         Kind("flood", "command", _flooded(("status", "dance", "")), (0.5, 2.0), False),
+        Kind("garbled", "command", _garbled, (0.5, 2.0), False),
     ]
 
 

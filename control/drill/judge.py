@@ -5,6 +5,7 @@ A promise is broken in a sentence. Times are monotonic ns of this machine. Lette
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from control.messages import ActionChunk, Cycle, Mode, RobotSpec
 
 _ROUNDING = 1e-6  # of a step
 _MOVES = 1e-9  # of a target, less is rest
-_CALL_NS = 5 * NS_PER_MS  # from the host's decision to the row of its command in the journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,22 @@ class Seen:
         cycle = bisect_right(self.cycle_heard_ns, from_ns)
         heard_ns = self.cycle_heard_ns[cycle:]
         return Seen(self.rows[row:], self.actions[action:], self.passed[passed:], self.cycles[cycle:], heard_ns)
+
+
+def oldest_action_ms(seen: Seen) -> float:
+    """How long after the last action in RUN that had come the arm still moved, at most; 0 without motions."""
+    stamps = [action.stamp_ns for action in seen.passed if action.mode is Mode.RUN]
+    oldest_ns = 0
+    for row in motions(seen.rows):
+        index = bisect_right(stamps, row.at_ns) - 1
+        oldest_ns = max(oldest_ns, row.at_ns - (stamps[index] if index >= 0 else seen.rows[0].at_ns))
+    return oldest_ns / NS_PER_MS
+
+
+def oldest_features_ms(cycles: Sequence[Cycle]) -> float:
+    """The oldest features of any cycle in RUN, infinite for one that had none."""
+    ages = [cycle.feature_age_ms for cycle in cycles if cycle.mode is Mode.RUN]
+    return max((math.inf if age is None else age for age in ages), default=0.0)
 
 
 def broken_promises(seen: Seen, promises: Promises) -> list[str]:
@@ -106,16 +122,9 @@ def _outside_limits(seen: Seen, promises: Promises) -> str:
 
 def _moved_without_action(seen: Seen, promises: Promises) -> str:
     """Every motion follows an action in RUN that had come and is younger than the watchdog."""
-    moving = [action for action in seen.passed if action.mode is Mode.RUN]
-    stamps = [action.stamp_ns for action in moving]
-    allowed_ns = promises.watchdog_ns + promises.host_period_ns + _CALL_NS
-    worst_ms = 0.0
-    for row in motions(seen.rows):
-        index = bisect_right(stamps, row.at_ns) - 1
-        age_ns = row.at_ns - stamps[index] if index >= 0 else row.at_ns - seen.rows[0].at_ns
-        if age_ns > allowed_ns:
-            worst_ms = max(worst_ms, age_ns / NS_PER_MS)
-    return f"the arm moved {worst_ms:.0f} ms after the last action" if worst_ms else ""
+    oldest_ms = oldest_action_ms(seen)
+    allowed_ms = (promises.watchdog_ns + promises.host_period_ns) / NS_PER_MS
+    return f"the arm moved {oldest_ms:.0f} ms after the last action" if oldest_ms > allowed_ms else ""
 
 
 def _acted_on_old_data(seen: Seen, promises: Promises) -> str:

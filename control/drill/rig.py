@@ -21,6 +21,7 @@ from control.config import Config
 from control.drill.judge import Promises, Seen
 from control.drill.relay import Relay
 from control.drill.robot import read_journal, tell
+from control.drill.wall_clock import WallClock
 from control.errors import NotRunning, SaccadeError, WireError
 from control.messages import ActionChunk, Cycle, Mode, RobotSpec
 from control.report import RunFigures
@@ -31,6 +32,7 @@ from control.wire import decode
 PROCESSES = {"robot": "robot", "encoder": "encoder", "controller": "control"}  # name -> subcommand
 _SAY_EVERY_S = 2.5  # so that the arm is always under way
 _STARTS_S = 90.0
+_LOADED = "one encode of"  # in the line of an encoder that is ready
 _POLL_MS = 20
 
 
@@ -55,9 +57,10 @@ class Rig:
         for name in PROCESSES:
             (folder / name).mkdir(mode=0o700)
         self.spec = spec
+        self.wall_clock = WallClock(folder)
         self.seen, self.lines = Seen(), list[tuple[int, str]]()
         self.relay = Relay(self.buses)
-        self._read = 0
+        self._read = self._ready_ns = 0
         self._generation = 0
         self._lock = threading.Lock()
         self._ends = threading.Event()
@@ -85,14 +88,11 @@ class Rig:
         self.exit_code = None
         self._generation += 1
         tell(self.faults, {})
-        commands = {
-            name: python_command(self._launcher, subcommand, self._words(name))
-            for name, subcommand in PROCESSES.items()
-        }
-        children = [Child(name, command) for name, command in commands.items()]
+        self.wall_clock.set(0)
+        children = [Child(name, self._command(subcommand, self._words(name))) for name, subcommand in PROCESSES.items()]
         recording = self._folder / f"recording-{self._generation}.mcap"
         words = ["--live", "--out", str(recording), *self._words("controller")]
-        children.insert(0, Child(RECORDER, python_command(self._launcher, "record", words), is_vital=False))
+        children.insert(0, Child(RECORDER, self._command("record", words), is_vital=False))
         self._children = {child.name: child for child in children}
         bus, run = self.buses["controller"], self._settings.run
         figures = RunFigures(1000 / self._settings.control.rate_hz, self._settings.view_period_ms, time.monotonic_ns())
@@ -181,6 +181,20 @@ class Rig:
     def client(self) -> CommandClient:
         return CommandClient(self.buses["controller"])
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether the newest encoder has been started and is not ready."""
+        return self.child("encoder").is_running() and self._ready_ns < self._encoder_began_ns
+
+    def load_ms(self, since_ns: int) -> float | None:
+        """How long the newest encoder took from its start until it was ready; None for one of before `since_ns`."""
+        began_ns = self._encoder_began_ns
+        return (self._ready_ns - began_ns) / NS_PER_MS if since_ns < began_ns < self._ready_ns else None
+
+    @property
+    def _encoder_began_ns(self) -> int:
+        return round(self.child("encoder").started_s * NS_PER_S)
+
     def snapshot(self, since_ns: int) -> Seen:
         """What was seen since then, with what each first thing follows."""
         with self._lock:
@@ -203,6 +217,9 @@ class Rig:
             self.seen = self.seen.since(before_ns)
             self.lines = [line for line in self.lines if line[0] >= before_ns]
 
+    def _command(self, subcommand: str, words: Sequence[str]) -> list[str]:
+        return self.wall_clock.around(python_command(self._launcher, subcommand, words))
+
     def _words(self, process: str) -> list[str]:
         robot = self._settings.robot
         options = {
@@ -224,8 +241,11 @@ class Rig:
             self.exit_code = error.exit_code
 
     def _note(self, line: str) -> None:
+        now_ns = time.monotonic_ns()
+        if line.strip().startswith("encoder") and _LOADED in line:
+            self._ready_ns = now_ns
         with self._lock:
-            self.lines.append((time.monotonic_ns(), line))
+            self.lines.append((now_ns, line))
 
     def _listen(self) -> None:
         """Cycles and actions as the controller sends them; and an instruction now and then."""

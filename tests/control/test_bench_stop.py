@@ -16,27 +16,44 @@ from control.messages import ActionChunk, Mode, Reply
 
 @contextlib.contextmanager
 def controller(bus, delay_s=0.0, deaf=False):
-    """Acts every 20 ms; a `stop` is an action `delay_s` later."""
+    """Ticks every 20 ms. As the real one it tells of a `stop` at once, here `delay_s` later, latches it with the next
+    tick, and refuses to resume before that.
+    """
     ends = threading.Event()
 
     def run():
-        server, actions, mode = CommandServer(bus), Publisher(bus, "action", queue=100), Mode.RUN
-        while not ends.is_set():
-            if (received := server.poll(20)) is not None and not deaf:
-                client, command = received
-                ends.wait(delay_s if command.verb == "stop" else 0.0)
-                mode = Mode.STOP if command.verb == "stop" else Mode.RUN
-                server.reply(client, Reply(command.request_id, "done", ""))
+        server, actions = CommandServer(bus), Publisher(bus, "action", queue=100)
+        mode = told = Mode.RUN
+
+        def act(mode):
             now_ns = time.monotonic_ns()
             actions.send(ActionChunk(1, now_ns, 1, None, mode, np.zeros((1, 2)), 0.1, now_ns))
+
+        tick_s = time.monotonic()
+        while not ends.is_set():
+            left_s = tick_s - time.monotonic()
+            if left_s <= 0:
+                mode, tick_s = told, time.monotonic() + 0.02
+                act(mode)
+            elif (received := server.poll(max(1, int(left_s * 1000)))) is not None and not deaf:
+                client, command = received
+                outcome = "done" if command.verb == "stop" or mode is told else "failed"
+                if command.verb == "stop":
+                    ends.wait(delay_s)
+                    act(Mode.STOP)
+                if outcome == "done":
+                    told = Mode.STOP if command.verb == "stop" else Mode.RUN
+                server.reply(client, Reply(command.request_id, outcome, ""))
         server.close()
         actions.close()
 
     thread = threading.Thread(target=run)
     thread.start()
-    yield
-    ends.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        ends.set()
+        thread.join()
 
 
 def test_a_slow_stop_is_measured_as_slow(bus):

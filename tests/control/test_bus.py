@@ -259,3 +259,15 @@ def test_a_publisher_drops_for_a_reader_that_does_not_read_and_grows_by_nothing(
     assert int(Path("/proc/self/statm").read_text().split()[1]) * pages - before < 100e6
     stuck.close()
     publisher.close()
+
+
+def test_a_closed_publisher_leaves_no_socket_behind_and_takes_none_of_a_later_one(bus):
+    path = Path(bus.endpoint("state").removeprefix("ipc://"))
+    first = Publisher(bus, "state")
+    assert path.is_socket()
+    first.close()
+    assert not path.exists()
+    second = Publisher(bus, "state")
+    first.close()  # twice is fine
+    assert path.is_socket()
+    second.close()

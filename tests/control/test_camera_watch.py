@@ -44,6 +44,17 @@ def test_a_missing_and_a_misshapen_image_are_named_at_once():
     assert "wrist" not in faults and scene.capture() == {}
 
 
+def test_an_image_that_did_not_change_is_not_looked_through_again(monkeypatch):
+    scene, looked = Scene(), []
+    is_black = CameraWatch._is_black
+    monkeypatch.setattr(CameraWatch, "_is_black", lambda watch, image: looked.append(1) or is_black(watch, image))
+    black = np.zeros((*SIZE, 3), np.uint8)
+    for _ in range(10):
+        assert list(scene.capture(moves=False, wrist=black)) == ["wrist"]
+    assert len(looked) == 3  # one a camera
+    assert scene.capture() == {} and len(looked) == 6
+
+
 def test_a_black_image_is_found_and_a_dark_one_is_not():
     scene = Scene()
     black = np.full((*SIZE, 3), 8, np.uint8)

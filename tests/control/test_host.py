@@ -90,6 +90,29 @@ def test_after_stop_the_way_begins_at_what_is_measured(follower, clock):
     assert np.allclose(follow(follower, clock, 30), [0.8, 0.79, 0.78])
 
 
+def test_after_stop_a_gripper_that_holds_something_goes_on_from_its_command(follower, clock):
+    """Found by a drill: resumed after a sensor fault, the command jumped by 8.5 steps to where the arm was measured."""
+    follower.take(chunk(clock, [[0.0, 0.0]]), np.zeros(2), clock.now_ns())
+    follow(follower, clock, 50)
+    lies, holds = np.array([1e3, 0.0]), np.array([0.3, np.nan])
+    for measured in (lies, lies, holds, holds + 0.04, holds):
+        follower.take(chunk(clock, np.empty((0, 0)), Mode.STOP), measured, clock.now_ns())
+        assert follow(follower, clock, 10) == []
+    follower.take(chunk(clock, [[0.3, 0.0]]), holds, clock.now_ns())
+    path = follow(follower, clock, 50)
+    assert path[0] == 0.0 and 0 < np.diff(path).max() <= 0.01 + 1e-12
+
+
+def test_after_stop_an_arm_that_was_pushed_begins_where_it_is_also_when_it_came_back(follower, clock):
+    follower.take(chunk(clock, [[0.0, 0.0]]), np.zeros(2), clock.now_ns())
+    follow(follower, clock, 50)
+    for measured in ([0.02, 0.0], [0.08, 0.0], [0.03, 0.0]):
+        follower.take(chunk(clock, np.empty((0, 0)), Mode.STOP), np.array(measured), clock.now_ns())
+    assert follower.commanded is None
+    follower.take(chunk(clock, [[0.0, 0.0]]), np.array([0.03, 0.0]), clock.now_ns())
+    assert follow(follower, clock, 10) == [0.03]
+
+
 def test_an_arm_outside_its_limits_is_led_back_and_not_thrown_back(follower, clock):
     follower.take(chunk(clock, [[1.0, 0.0]]), np.array([1.15, 0.0]), clock.now_ns())
     path = [1.15, *follow(follower, clock, 100)]
@@ -212,6 +235,40 @@ def test_the_host_publishes_spec_state_and_frames_and_follows_actions(bus):
     stepped_until(host, lambda: "hold" in robot.calls)  # the watchdog: no more actions come
     stepped_until(host, lambda: (one := state.poll()) is not None and one.task_instruction_id == 4)
     for port in (actions, instructions, state, frames, spec, host):
+        port.close()
+
+
+def test_an_action_that_grows_too_old_within_a_step_is_not_followed_any_more(bus, clock):
+    """A new scene, a slow sensor, a process that had to wait: what counts is the time of the command."""
+    robot = ScriptedRobot()
+    robot.begin = lambda instruction: (robot.begun.append(instruction.id), clock.advance(250 * NS_PER_MS))
+    robot.apply = lambda targets: (robot.calls.append(clock.now_ns()), targets)[1]
+    host, actions, instructions = (
+        RobotHost(robot, bus, clock=clock),
+        *(Publisher(bus, t) for t in ("action", "instruction")),
+    )
+    clock.advance(1000 * NS_PER_MS)
+    stamp_ns = clock.now_ns()
+
+    def moves():
+        actions.send(chunk(clock, [[0.1, 0.0]] * 20))
+        return robot.calls
+
+    stepped_until(host, moves)
+    while host._actions.poll() is not None:
+        pass
+    clock.advance(100 * NS_PER_MS)
+
+    robot.calls.clear()
+
+    def begins():
+        instructions.send(Instruction(1, stamp_ns, 1, 4, "touch"))
+        return robot.begun
+
+    stepped_until(host, begins)
+    applied_ns = [call for call in robot.calls if call != "hold"]
+    assert robot.calls[-1] == "hold" and robot.begun == [4] and max(applied_ns, default=0) <= stamp_ns + 100 * NS_PER_MS
+    for port in (actions, instructions, host):
         port.close()
 
 

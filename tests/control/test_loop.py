@@ -303,6 +303,20 @@ def test_a_robot_host_that_was_started_again_is_met_where_its_arm_stands():
     assert np.isclose(rig.action.items[-1].targets[0, 0], -0.8)
 
 
+def test_after_a_long_gap_the_way_begins_where_the_host_held_and_is_no_following_error():
+    """Found by a drill: a controller that was stopped for seconds believed that its whole chunk was followed, found
+    the arm far from there, and latched STOP, which takes a hand to end.
+    """
+    rig = LoopRig(FixedHead([[0.1 * row, 0.0] for row in range(1, 10)])).running()
+    rig.feed_state((0.3, 0.0))
+    rig.feed_features()
+    held = rig.tick(missed=40)
+    assert held.mode == "HOLD" and held.reason.startswith("40 ticks missed in a row")
+    rig.head.targets = np.array([[0.9, 0.0]])
+    again = rig.healthy_tick(state=(0.3, 0.0))
+    assert again.mode == "RUN" and rig.action.items[-1].targets[0, 0] == pytest.approx(0.4)
+
+
 def test_after_missed_ticks_the_way_goes_on_where_the_host_has_come_to():
     rig = LoopRig(FixedHead([[0.1, 0.0], [0.2, 0.0], [0.3, 0.0]])).running()
     rig.head.targets = np.array([[0.4, 0.0]])

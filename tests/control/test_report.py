@@ -57,6 +57,18 @@ def test_start_up_is_stated_and_is_in_no_other_figure(figures):
     assert report["modes"] == {"INIT": 10, "RUN": 11, "HOLD": 0, "STOP": 0}
 
 
+def test_the_memory_of_an_hour_is_there_from_the_start_and_the_newest_values_stay(figures, monkeypatch):
+    monkeypatch.setattr("control.report._WINDOW", 5)
+    small = RunFigures(100.0, 40.0, started_ns=0)
+    before = small._lateness_ms._values.nbytes
+    for seq in range(12):
+        small.add_cycle(cycle(seq, lateness_ms=float(seq)))
+    assert small._lateness_ms._values.nbytes == before == 5 * 8
+    assert sorted(small._lateness_ms.values()) == [7.0, 8.0, 9.0, 10.0, 11.0]
+    assert small.report()["lateness_ms"]["max"] == 11.0 and small.report()["cycles"] == 12
+    assert len(figures._lateness_ms._values) == 36_000
+
+
 def test_actions_and_encodes_are_counted_each_by_itself(figures):
     for seq in range(101):
         figures.add_cycle(cycle(seq))
@@ -96,7 +108,7 @@ def test_memory_stays_bounded_in_a_run_without_end(figures):
     for seq in range(40_000):
         figures.add_cycle(cycle(seq))
     assert figures.report()["cycles"] == 40_000
-    assert len(figures._cycles) == 36_000
+    assert len(figures._lateness_ms.values()) == 36_000
 
 
 def test_an_empty_run_has_a_report_and_a_table(figures):

@@ -1,6 +1,7 @@
 """The supervisor with small real subprocesses in place of robot, encoder and controller."""
 
 import sys
+import threading
 import time
 
 import pytest
@@ -94,7 +95,17 @@ def test_a_run_that_never_reaches_run_is_given_up_with_its_reason(stage):
     assert "no RUN cycle within 0.2 s: the controller never spoke" in stage.lines[-1]
 
 
-def test_a_run_beside_a_process_that_holds_its_topics_is_refused_before_anything_starts(stage, bus):
+def test_a_run_waits_for_what_an_earlier_one_has_left_to_end(stage, bus):
+    holder = Publisher(bus, "action")
+    threading.Timer(0.3, holder.close).start()
+    supervised = stage.supervise(controller=FOREVER)
+    assert supervised.run(lambda: stage.children["controller"].is_running(), None) == EXIT_DONE
+    [told] = [line for line in stage.lines if "waiting at most" in line]
+    assert "for an earlier process to end: bus address" in told and "is in use by process" in told
+
+
+def test_a_run_beside_a_process_that_holds_its_topics_is_refused_before_anything_starts(stage, bus, monkeypatch):
+    monkeypatch.setattr(supervisor, "_ORPHANS_S", 0.2)
     holder = Publisher(bus, "action")
     supervised = stage.supervise(controller=FOREVER)
     with pytest.raises(BusError, match="another run is going on"):
