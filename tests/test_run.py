@@ -254,8 +254,11 @@ def test_a_second_start_works_at_once_after_the_supervisor_was_killed(start, tmp
     first.process.kill()
     first.process.wait()
     second = start("--say", "touch the red block", address=first.address)
-    second.wait_for(lambda status: status["mode"] == "RUN")
-    assert all(is_gone(pid) for pid in children.values())
+    second.wait_for(lambda status: status["mode"] == "RUN" and status["pid"] not in children.values())
+    ends_s = time.monotonic() + 10.0
+    while (left := [name for name, pid in children.items() if not is_gone(pid)]) and time.monotonic() < ends_s:
+        threading.Event().wait(0.05)
+    assert left == []
     second.process.send_signal(signal.SIGINT)
     assert second.finish() == 0, second.text
     assert held_sockets(first.address) == []
