@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from vla.quantised import float_product, has_int8_products, int_product
 from vla.sizes import CHANNELS, MERGE, PATCH, patch_grid
 
 WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.5}
@@ -137,7 +138,8 @@ def _square_product(precision: str, side: int, device: torch.device) -> Callable
         return lambda: F.linear(x, w)
     if precision == "int8":
         a, b = (torch.randint(-127, 128, (side, side), device=device, dtype=torch.int8) for _ in range(2))
-        return lambda: torch._int_mm(a, b.t())  # pyright: ignore[reportPrivateImportUsage]
+        product = int_product if device.type == "cuda" or has_int8_products() else float_product
+        return lambda: product(a, b)
     if precision == "fp8":
         if device.type != "cuda":
             raise NotImplementedError("fp8 products need a CUDA GPU")
