@@ -130,8 +130,8 @@ def test_practice_is_saved_as_it_goes_and_is_not_repeated_when_training_goes_on(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"practice": 1.0}, {"practice": -0.1}, {"practice": 0.5, "minutes": None, "steps": 3}]
+    "wrong", [{"practice": 1.1}, {"practice": -0.1}, {"practice": 0.5, "minutes": None, "steps": 3}]
 )
 def test_a_share_of_practice_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(TrainingFault, match="practice must be a share below 1 of the minutes"):
+    with pytest.raises(TrainingFault, match="practice must be a share of the minutes, 0 to 1, got"):
         Schedule(**({"minutes": 1.0} | wrong))  # type: ignore[arg-type]
