@@ -83,7 +83,8 @@ def blurred(rng: np.random.Generator, now: Situation) -> np.ndarray:
     out[:, _YAW] *= _certain(rng, amount)
     beside = np.hypot(*(kinematics.tip_position(now.q)[:, :2] - now.block[:, :2]).T)[:, np.newaxis]
     out[:, _TURN] *= _certain(rng, amount) * np.clip((_BESIDE_M - beside) / (_BESIDE_M / 2), 0.0, 1.0)
-    out[np.ix_(blind, [*_YAW, *_TURN])] = 0.0
+    turns = [*_YAW, *_TURN]
+    out[:, turns] = np.where(blind[:, np.newaxis], 0.0, out[:, turns])
     out[:, -2:] = _holds(now) + rng.normal(0.0, _BLUR_HELD, (count, 2)) * amount
     return out
 

@@ -37,7 +37,7 @@ def _inputs(head: TrainedHead, readout: Sequence[str]) -> list[str]:
     """A name for every input of the trunk, in its order; see `TrainedHead.context`."""
     places = [name for name in readout if "." in name and name.rpartition(".")[2] in head.state_names]
     off = [f"off {name} {scale}" for scale in SCALES for name in places]
-    window = head.trunk[0].in_features - len(readout) - len(head.state_names) - 1 - len(off)
+    window = head.state_dict()["trunk.0.weight"].shape[1] - len(readout) - len(head.state_names) - 1 - len(off)
     states = [f"state {name}" for name in head.state_names]
     return [*readout, *states, "age", *off, *(f"window {i}" for i in range(window))]
 
