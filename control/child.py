@@ -22,6 +22,19 @@ _PR_SET_PDEATHSIG = 1
 _LAST_LINES_S = 0.1  # for the lines of a process that has ended
 
 
+def piped(command: Sequence[str]) -> subprocess.Popen[str]:
+    """A process whose output is to be read, in a group of its own: Ctrl-C reaches it once, through this process."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+
+
 @dataclass(slots=True)
 class Child:
     """One subprocess in a process group of its own, so that Ctrl-C in the terminal reaches only the supervisor.
@@ -43,15 +56,7 @@ class Child:
 
     def start(self, show: Callable[[str], None]) -> None:
         self.started_s = time.monotonic()
-        self.process = subprocess.Popen(
-            [*self.command, "--parent", str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        self.process = piped([*self.command, "--parent", str(os.getpid())])
         self.forwarder = threading.Thread(target=self._forward, args=(self.process, show), daemon=True)
         self.forwarder.start()
 

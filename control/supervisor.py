@@ -17,7 +17,7 @@ from control.address import BusAddress, Lease, check_free, presence
 from control.bus import CommandClient, Subscriber
 from control.child import Child
 from control.encoder_watch import EncoderWatch
-from control.errors import BusError, SaccadeError
+from control.errors import AddressInUse, SaccadeError
 from control.messages import Mode
 from control.report import RunFigures
 from control.script import Script
@@ -83,14 +83,14 @@ class Supervisor:
 
     def _wait_until_free(self, stopped: Callable[[], bool]) -> None:
         """The processes of a run whose supervisor was killed end by themselves, in a moment. Raises BusError when they
-        do not, or belong to somebody else.
+        do not, or belong to somebody else; at once for any other fault of the address.
         """
         gives_up_s, is_told = time.monotonic() + _ORPHANS_S, False
         while True:
             try:
                 check_free(self._bus, set(self._children))
                 return
-            except BusError as error:
+            except AddressInUse as error:
                 if stopped() or time.monotonic() > gives_up_s:
                     raise
                 if not is_told:

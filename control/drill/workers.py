@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from control.child import piped
 from control.drill.campaign import Outcome
 from control.errors import ConfigError, NotRunning
 
@@ -45,8 +46,9 @@ def run_parts(
     failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="saccade-drill-") as folder:
         files = [Path(folder) / f"{number}.json" for number in range(workers)]
+        command = [sys.executable, str(launcher), "drill", *words]
         processes = [
-            _start([str(launcher), "drill", *words, "--part", f"{number}/{workers}", "--report", str(file)])
+            piped([*command, "--part", f"{number}/{workers}", "--report", str(file)])
             for number, file in enumerate(files)
         ]
         readers = [threading.Thread(target=_forward, args=(each, show), daemon=True) for each in processes]
@@ -67,19 +69,6 @@ def run_parts(
     if failed and not stopped():
         raise NotRunning("; ".join(failed) + ": see what it wrote above")
     return sorted(outcomes, key=lambda outcome: outcome.seed)
-
-
-def _start(words: Sequence[str]) -> subprocess.Popen[str]:
-    """In a group of its own, so that Ctrl-C reaches it once, through this process."""
-    return subprocess.Popen(
-        [sys.executable, *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
 
 
 def _forward(process: subprocess.Popen[str], show: Callable[[str], None]) -> None:

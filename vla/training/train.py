@@ -25,11 +25,10 @@ from control.messages import RobotSpec
 from vla import policy, weights
 from vla.errors import TrainingFault
 from vla.head import TrainedHead
-from vla.policy import action_head, load_part
-from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, WindowChoice, backbone_folder, identify, load_spec
+from vla.policy_spec import load_spec
 from vla.prompt import Prompter
-from vla.tokenizer import build_tokenizer
 from vla.training import checkpoint
+from vla.training.begin import BEGUN, Shape, begin
 from vla.training.checkpoint import BACKBONE_FOLDER, Progress
 from vla.training.curve import save_curve
 from vla.training.dataset import Batch, Rehearsal
@@ -37,13 +36,11 @@ from vla.training.learner import Collator, Inputs, Learner, flat, measure
 from vla.training.pace import average_decay, learning_rate
 from vla.training.parallel import Group
 from vla.training.practice import Actor, practise
-from vla.training.regrow import go_on_from
 
 NORMALISE_BATCHES = 32
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRADIENT = 1e-3, 0.02, 1.0
 MAX_BAD_STEPS = 10  # in a row whose gradients are not finite
 NS_PER_MINUTE = 60e9
-BEGUN = "begun"  # provenance of the policy that a training went on from
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +76,6 @@ class Schedule:
         return learning_rate(self.learning_rate, progress.step, self.done(progress))
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What an embedded policy is to be like; the rest follows from the robot."""
-
-    horizon: int
-    period_s: float
-    name: str = "embedded"
-    head: HeadChoice = HeadChoice(kind="regression", hidden=512, layers=3)
-    queries: int = 2
-    window: WindowChoice | None = None
-    optional_cameras: tuple[str, ...] = ()  # to do without, where they fail
-
-
 def train(
     batches: Callable[[int], Iterable[Batch]],
     validation_batches: Sequence[Batch],
@@ -121,7 +105,7 @@ def train(
         folder = checkpoint.reserve(out_folder, overwrite or resume) if group.is_first else out_folder.resolve()
         state_folder = checkpoint.work_folder(folder) / "state"
         torch.manual_seed(schedule.seed)
-        learner, prompter = _start(robot, shape, wordings, schedule.seed, start_from, new_readout)
+        learner, prompter = begin(robot, shape, wordings, schedule.seed, start_from, new_readout)
         options = {"seed": schedule.seed, "minutes": schedule.minutes, "steps": schedule.steps, "name": shape.name}
         optimizer = torch.optim.AdamW(_groups(learner.to(group.device)), lr=1e-3, betas=(0.9, 0.98))
         average = AveragedModel(learner, avg_fn=_average, use_buffers=False)
@@ -310,59 +294,6 @@ def save_policy(learner: Learner, prompter: Prompter, folder: Path, progress: Pr
     policy_id = policy.save(new, spec, {"pool": learner.pool, "aggregate": learner.aggregate, "head": learner.head})
     checkpoint.replace(folder, new)
     return policy_id
-
-
-def _start(
-    robot: RobotSpec, shape: Shape, wordings: Sequence[str], seed: int, start_from: Path | None, new_readout: bool
-) -> tuple[Learner, Prompter]:
-    cpu = torch.device("cpu")
-    if start_from is not None:
-        spec = load_spec(start_from)
-        if problems := spec.fits(robot):
-            raise TrainingFault(f"cannot go on from {start_from}: {'; '.join(problems)}")
-        if (spec.horizon, spec.period_s) != (shape.horizon, shape.period_s):
-            raise TrainingFault(
-                f"cannot go on from {start_from}: it has horizon {spec.horizon} at {spec.period_s} s,"
-                f" asked for {shape.horizon} at {shape.period_s} s"
-            )
-        folder = backbone_folder(start_from, spec) or weights.resolve(spec.backbone)
-        old = spec.head
-        spec = spec.model_copy(update={"provenance": {"begun_from": identify(start_from)} | _earlier(spec)})
-        if new_readout:
-            spec = spec.model_copy(update={"head": old.model_copy(update={"readout": shape.head.readout})})
-        learner = Learner(spec, weights.load(folder, cpu, torch.float32).requires_grad_(True))
-        load_part(start_from, "pool", learner.pool)
-        load_part(start_from, "aggregate", learner.aggregate)
-        if spec.head == old:
-            load_part(start_from, "head", learner.head)
-        else:
-            before = action_head(spec.model_copy(update={"head": old}))
-            load_part(start_from, "head", before)
-            go_on_from(learner.head, before, spec.head.readout, old.readout)
-        return learner, Prompter.load(folder)
-    backbone = weights.random_weights("embedded", cpu, torch.float32, seed)
-    spec = PolicySpec(
-        name=shape.name,
-        backbone=BACKBONE_FOLDER,
-        geometry="embedded",
-        width=backbone.width,
-        cameras=dict(robot.cameras),
-        state_names=robot.state_names,
-        action_names=robot.action_names,
-        horizon=shape.horizon,
-        period_s=shape.period_s,
-        pooling=PoolingChoice(view="attention", queries=shape.queries, aggregation="concat"),
-        head=shape.head,
-        window=shape.window,
-        optional_cameras=shape.optional_cameras,
-    )
-    return Learner(spec, backbone), Prompter(build_tokenizer(wordings))
-
-
-def _earlier(spec: PolicySpec) -> dict[str, str | int | float]:
-    """What the policy that is gone on from had behind it."""
-    had = ("practice_steps", "steps", "samples", "minutes")
-    return {f"{BEGUN}_{name}": value for name, value in spec.provenance.items() if name in had}
 
 
 def _normalised(learner: Learner, source: Iterator[Batch]) -> Iterator[Batch]:

@@ -1,0 +1,89 @@
+"""What a training begins with: random weights of the embedded backbone, or a policy that it goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from control.messages import RobotSpec
+from vla import weights
+from vla.errors import TrainingFault
+from vla.policy import action_head, load_part
+from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, WindowChoice, backbone_folder, identify, load_spec
+from vla.prompt import Prompter
+from vla.tokenizer import build_tokenizer
+from vla.training.checkpoint import BACKBONE_FOLDER
+from vla.training.learner import Learner
+from vla.training.regrow import go_on_from
+
+BEGUN = "begun"  # provenance of the policy that a training went on from
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What an embedded policy is to be like; the rest follows from the robot."""
+
+    horizon: int
+    period_s: float
+    name: str = "embedded"
+    head: HeadChoice = HeadChoice(kind="regression", hidden=512, layers=3)
+    queries: int = 2
+    window: WindowChoice | None = None
+    optional_cameras: tuple[str, ...] = ()  # to do without, where they fail
+
+
+def begin(
+    robot: RobotSpec, shape: Shape, wordings: Sequence[str], seed: int, start_from: Path | None, new_readout: bool
+) -> tuple[Learner, Prompter]:
+    """What is to be trained, and its prompts; see `train.train`. TrainingFault for a policy that does not fit."""
+    cpu = torch.device("cpu")
+    if start_from is not None:
+        spec = load_spec(start_from)
+        if problems := spec.fits(robot):
+            raise TrainingFault(f"cannot go on from {start_from}: {'; '.join(problems)}")
+        if (spec.horizon, spec.period_s) != (shape.horizon, shape.period_s):
+            raise TrainingFault(
+                f"cannot go on from {start_from}: it has horizon {spec.horizon} at {spec.period_s} s,"
+                f" asked for {shape.horizon} at {shape.period_s} s"
+            )
+        folder = backbone_folder(start_from, spec) or weights.resolve(spec.backbone)
+        old = spec.head
+        spec = spec.model_copy(update={"provenance": {"begun_from": identify(start_from)} | _earlier(spec)})
+        if new_readout:
+            spec = spec.model_copy(update={"head": old.model_copy(update={"readout": shape.head.readout})})
+        learner = Learner(spec, weights.load(folder, cpu, torch.float32).requires_grad_(True))
+        load_part(start_from, "pool", learner.pool)
+        load_part(start_from, "aggregate", learner.aggregate)
+        if spec.head == old:
+            load_part(start_from, "head", learner.head)
+        else:
+            before = action_head(spec.model_copy(update={"head": old}))
+            load_part(start_from, "head", before)
+            go_on_from(learner.head, before, spec.head.readout, old.readout)
+        return learner, Prompter.load(folder)
+    backbone = weights.random_weights("embedded", cpu, torch.float32, seed)
+    spec = PolicySpec(
+        name=shape.name,
+        backbone=BACKBONE_FOLDER,
+        geometry="embedded",
+        width=backbone.width,
+        cameras=dict(robot.cameras),
+        state_names=robot.state_names,
+        action_names=robot.action_names,
+        horizon=shape.horizon,
+        period_s=shape.period_s,
+        pooling=PoolingChoice(view="attention", queries=shape.queries, aggregation="concat"),
+        head=shape.head,
+        window=shape.window,
+        optional_cameras=shape.optional_cameras,
+    )
+    return Learner(spec, backbone), Prompter(build_tokenizer(wordings))
+
+
+def _earlier(spec: PolicySpec) -> dict[str, str | int | float]:
+    """What the policy that is gone on from had behind it."""
+    had = ("practice_steps", "steps", "samples", "minutes")
+    return {f"{BEGUN}_{name}": value for name, value in spec.provenance.items() if name in had}
