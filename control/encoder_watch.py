@@ -1,7 +1,8 @@
 """Whether an encoder that still runs does its work: frames arrive and an instruction waits, and no features come.
 
-Knows what the supervisor hears; refuses to end anybody. Frames are large, so they are listened to only when features
-have been missing for half the time. An encoder that refuses its frames says so on `features` and is not hung. Until its
+Knows what the supervisor hears; refuses to end anybody. Frames are large, so they are listened to only while an encoder
+loads, and when features have been missing for half the time. Listening takes about 1 MiB for good the first time, which
+is therefore at the start of a run. An encoder that refuses its frames says so on `features` and is not hung. Until its
 first features after a start it has the time that a run has to start: it loads.
 """
 
@@ -47,14 +48,19 @@ class EncoderWatch:
     def find_fault(self) -> str:
         """Why the encoder counts as hung, '' while it does not."""
         quiet_s, limit_s = time.monotonic() - self._since_s, self._limit_s()
-        if quiet_s < limit_s / 2:
+        if self._has_spoken and quiet_s < limit_s / 2:
             return ""
         if self._frames is None:
             self._frames, self._heard = Latest(self._bus, "frames"), False
-        self._heard = self._frames.poll() is not None or self._heard
+        self._heard = self._frames.poll() is not None or (self._heard and quiet_s > limit_s / 2)
         if quiet_s < limit_s or not self._heard:
             return ""
         return f"no features for {quiet_s:.1f} s although frames arrive"
+
+    @property
+    def is_listening(self) -> bool:
+        """To frames."""
+        return self._frames is not None
 
     def close(self) -> None:
         self._stop_listening()

@@ -19,7 +19,7 @@ def give_way(niceness: int) -> None:
     terminal's other programs too.
     """
     os.nice(niceness)
-    if os.getsid(0) != os.getpid() or not _GROUP.exists():
+    if os.getsid(0) != os.getpid() or not _GROUP.exists() or not _GROUP.read_text():
         return
     try:
         _GROUP.write_text(str(niceness))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from control.bus import Publisher
+from control.encoder_watch import EncoderWatch
 from control.messages import Frames
-from tests.control.test_report import cycle
+from tests.control.test_report import cycle, features
 from tests.control.test_supervisor import Stage
 
 SENDS_ONCE = """
@@ -17,6 +18,7 @@ import os, sys, time
 import numpy as np
 from control.address import BusAddress
 from control.bus import Publisher
+from control.encoder_watch import EncoderWatch
 from control.messages import Features
 out = Publisher(BusAddress(os.environ["SACCADE_TEST_BUS"]), "features")
 ends = time.monotonic() + SECONDS
@@ -86,3 +88,14 @@ def test_an_encoder_that_works_or_refuses_or_loads_is_left_alone(stage, busy, wh
 @pytest.mark.parametrize("nothing", [{"cameras": False}, {"instruction_id": 0}])
 def test_an_encoder_that_has_nothing_to_do_is_left_alone(stage, busy, nothing):
     assert not until_restarted_or(stage, 4.0, lambda: busy(**nothing))
+
+
+def test_it_listens_to_frames_while_an_encoder_loads_and_no_longer(bus):
+    """The first listening takes memory for good; taken at the start of a run, it does not look like growth later."""
+    watch = EncoderWatch(bus, hung_after_s=60.0, start_s=60.0)
+    try:
+        assert watch.find_fault() == "" and watch.is_listening
+        watch.add_features(features(1))
+        assert watch.find_fault() == "" and not watch.is_listening
+    finally:
+        watch.close()
