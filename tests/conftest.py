@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import settings
 from rig import LoopRig, two_joint_spec
+from runs import Run
 
 from control.address import BusAddress
 from control.messages import RobotSpec
@@ -43,3 +46,21 @@ def spec() -> RobotSpec:
 @pytest.fixture
 def rig() -> LoopRig:
     return LoopRig()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Run]]:
+    """Starts runs, and ends whatever a failed test has left of them."""
+    runs: list[Run] = []
+
+    def start(*arguments: str, address: str | None = None) -> Run:
+        runs.append(Run(*arguments, address=address))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        if run.process.poll() is None:
+            children = run.children().values()
+            os.killpg(run.process.pid, signal.SIGKILL)
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)

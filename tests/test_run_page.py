@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, find_browser
-from test_run import Run, is_gone
+from runs import Run, is_gone
 
 EXECUTABLE = find_browser()
 pytestmark = [

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from recordings import START_NS, frames
 from rig import two_joint_spec
-from test_run import Run, free_port
+from runs import Run, free_port
 
 from control.address import BusAddress
 from control.bus import Latest, Publisher, Subscriber

@@ -226,7 +226,7 @@ def test_a_remote_encoder_looks_and_delivers_and_commands_nothing(robot, folder)
 
 
 def test_a_host_that_knows_only_pyzmq_speaks_with_the_same_files(robot, folder):
-    """As README says it: a robot host of somebody's own."""
+    """As control/README.md says it: a robot host of somebody's own."""
     keys = folder / "robot"
     public, secret = zmq.auth.load_certificate(keys / "robot.key_secret")
     with zmq.Context() as context, context.socket(zmq.PUB) as state, context.socket(zmq.SUB) as instructions:
