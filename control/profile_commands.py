@@ -41,8 +41,11 @@ def profile(
 ) -> None:
     """Where the time of each cycle went, and how old the features were: of the run that goes on, or of a recording.
 
-    Feature age is split into camera, queue, the stages of the encode, transport and cache, and they add up. A live
-    profile is one more listener on the bus: nobody waits for it. Of a recording, the ladder drawn is the --config's.
+    Feature age is split into camera, queue, the stages of the encode, transport and cache, and they add up.
+
+    A live profile is one more listener on the bus: nobody waits for it.
+
+    Of a recording, the ladder drawn is the --config's.
     """
     from rich.console import Console
     from rich.markup import escape

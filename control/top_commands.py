@@ -22,8 +22,9 @@ def top(
 ) -> None:
     """Watch the run that goes on: rates, feature age, timing, mode and reasons, limits, memory. q ends it.
 
-    It only listens, so it changes nothing in the run; it waits for a run that is still to come. Where there is no
-    terminal it prints a line a second.
+    It only listens, so it changes nothing in the run; it waits for a run that is still to come.
+
+    Where there is no terminal it prints a line a second.
     """
     from rich.console import Console
 

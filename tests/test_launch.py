@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def launch(*words, timeout=60, **environment):
 
 COMMANDS = (
     *("run", "robot", "encoder", "control", "say", "status", "stop", "resume", "top", "check"),
-    *("record", "export", "train", "eval", "profile"),
+    *("record", "export", "train", "eval", "profile", "replay", "page", "drill", "soak", "keys"),
 )
 
 
@@ -36,6 +37,9 @@ def test_every_command_explains_itself(command):
     result = launch(command, "--help")
     assert result.returncode == 0
     assert "--parent" not in result.stdout
+    told = re.split(r"\n\s*\n", result.stdout.partition("╭")[0])
+    ends_early = [part for part in told if any(len(line.strip()) < 55 for line in part.strip().split("\n")[:-1])]
+    assert not ends_early, "each paragraph after a docstring's first goes on one line"
 
 
 @pytest.mark.parametrize("words", [("say", "touch the red block"), ("status",), ("stop",), ("resume",)])
