@@ -20,6 +20,7 @@ log = logging.getLogger("run")
 
 _PR_SET_PDEATHSIG = 1
 _LAST_LINES_S = 0.1  # for the lines of a process that has ended
+_KILLED_S = 0.5  # much memory takes a moment to give back
 
 
 def piped(command: Sequence[str]) -> subprocess.Popen[str]:
@@ -100,11 +101,11 @@ class Child:
         """SIGKILL to the whole group, also where it is stopped or hangs."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(0.2)
+            self.process.wait(_KILLED_S)
         except ProcessLookupError:
             return
         except subprocess.TimeoutExpired:  # hung in the kernel, a driver most often: nothing more can be done from here
-            log.error("%s (process %d) does not end even when killed", self.name, self.process.pid)
+            log.error("%s (process %d) still there %g s after it was killed", self.name, self.process.pid, _KILLED_S)
 
     def measure(self) -> None:
         """Its memory and processor time now; both are counted from the first time that this process was measured."""
