@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -59,8 +57,4 @@ def start() -> Iterator[Callable[..., Run]]:
 
     yield start
     for run in runs:
-        if run.process.poll() is None:
-            children = run.children().values()
-            os.killpg(run.process.pid, signal.SIGKILL)
-            for pid in children:
-                os.kill(pid, signal.SIGKILL)
+        run.kill()

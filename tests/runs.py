@@ -75,13 +75,19 @@ class Run:
         try:
             code = self.process.wait(timeout_s)
         finally:
-            if self.process.poll() is None:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                for pid in self.children().values():
-                    os.kill(pid, signal.SIGKILL)
+            self.kill()
         self._reader.join(5)
         self.client.close()
         return code
+
+    def kill(self) -> None:
+        """All its processes, where it still runs: for what a failed test has left."""
+        if self.process.poll() is not None:
+            return
+        children = self.children().values()
+        os.killpg(self.process.pid, signal.SIGKILL)
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
 
     @property
     def text(self) -> str:

@@ -95,11 +95,7 @@ def start(tmp_path) -> Iterator[Callable[..., Run]]:
 
         yield start
     for run in runs:
-        if run.process.poll() is None:
-            children = run.children().values()
-            os.killpg(run.process.pid, signal.SIGKILL)
-            for pid in children:
-                os.kill(pid, signal.SIGKILL)
+        run.kill()
 
 
 def record_still_arm(file: Path) -> Path:
