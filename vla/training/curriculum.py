@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -80,6 +81,23 @@ def on_processes(command: Sequence[str], processes: int) -> list[str]:
     return [sys.executable, *launcher, "--master-addr=127.0.0.1", f"--master-port={port}", *command]
 
 
+def ran(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """The exit code of a command, which is ended too, and waited for, when this process is asked to end."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    process = subprocess.Popen(list(command), env=dict(environment))
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        return process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
 def train_embedded(
     out: Path,
     backbone: Sequence[str],
@@ -99,7 +117,7 @@ def train_embedded(
     done = work / BACKBONE_DONE
     if not done.is_file():
         one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # each process has a core; torchrun says so otherwise
-        code = subprocess.run(list(backbone), check=False, env=one_thread).returncode
+        code = ran(backbone, one_thread)
         if code:
             raise TrainingFault(
                 f"the first stage ended with exit code {code}: see its message above; give the same"
