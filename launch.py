@@ -29,6 +29,7 @@ from control.commands import app as control_commands
 from control.drill.commands import drill_app
 from control.keys_commands import app as keys_command
 from control.keys_commands import check_keys
+from control.memory import return_large_blocks
 from control.page_commands import app as page_command
 from control.profile_commands import app as profile_command
 from control.record_commands import app as export_command
@@ -149,6 +150,7 @@ def run(
     missing = find_missing() if page else ""
     if page and not missing:
         children.append(Child("page", python_command(Path(__file__).resolve(), "page", arguments), is_vital=False))
+    return_large_blocks()
     figures = RunFigures(1000 / settings.control.rate_hz, settings.view_period_ms, started_ns)
     console = RunConsole()
     if missing:

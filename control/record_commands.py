@@ -58,9 +58,11 @@ def record_the_run(
     from rich.console import Console
     from rich.markup import escape
 
+    from control.memory import return_large_blocks
     from control.recorder import record_live
     from control.recording_images import ImageCodec
 
+    return_large_blocks()
     settings, stopped = process("recorder", config, set_, parent)
     if parent:
         os.nice(_NICENESS)

@@ -1,0 +1,22 @@
+"""Memory of a process that runs for hours, so that it can be seen that nothing grows.
+
+glibc learns: once a large block was freed, blocks of that size come from the heap, where what is freed between others
+stays. A recorder that was sent messages eight times as fast as by a run grew from 56.1 to 64.3 MB in three minutes, and
+had 60.2 after malloc_trim; with the threshold fixed it had 56.6 at first and 56.8 at the end. For processes that only
+pass messages on: one that computes takes and frees large blocks all the time, and wants them from the heap.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
+_LARGE = 128 * 1024  # bytes; where glibc begins to learn
+
+
+def return_large_blocks() -> None:
+    """From now on a large block goes back to the system when it is freed. Does nothing where there is no glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        mallopt(_M_ARENA_MAX, 1)

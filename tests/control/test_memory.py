@@ -1,0 +1,37 @@
+"""That a process which only passes messages on gives back what it no longer needs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HELD_BACK = """
+import ctypes, os, sys
+from control.memory import return_large_blocks
+if sys.argv[1] == "returns":
+    return_large_blocks()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+libc.free(libc.malloc(8 << 20))  # glibc learns from this one
+before, blocks = resident(), [libc.malloc(1 << 20) for _ in range(40)]
+for block in blocks:
+    libc.memset(block, 1, 1 << 20)
+for block in blocks[:-1]:  # the last one keeps the heap from shrinking
+    libc.free(block)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_large_blocks_go_back_to_the_system_as_they_are_freed():
+    def left(how):
+        words = [sys.executable, "-c", HELD_BACK, how]
+        return int(subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+    assert left("keeps") > 30 << 20
+    assert left("returns") < 5 << 20
