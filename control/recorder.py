@@ -22,6 +22,7 @@ from control.bus import Subscriber
 from control.clock import NS_PER_S
 from control.config import Config
 from control.errors import ConfigError, NotRunning, RecordingError
+from control.memory import return_freed_memory
 from control.messages import Cycle, Features, Frames, Instruction, RobotSpec
 from control.recording import RecordingWriter
 from control.recording_format import LogLine, require
@@ -29,6 +30,7 @@ from control.recording_images import ImageCodec
 
 _PATIENCE_S = 10.0  # for the robot to announce itself
 _POLL_MS = 50
+_TRIM_NS = 60 * NS_PER_S
 _MOST_IN_A_ROW = 200  # of one topic, before the others have their turn
 _QUEUES = {"state": 1000, "action": 1000, "cycle": 1000, "features": 50}
 
@@ -114,7 +116,7 @@ class _Listener:
         poller = zmq.Poller()
         for inbox in (self._robot, *self._inboxes.values()):
             poller.register(inbox.socket, zmq.POLLIN)
-        self._began_ns = self._heard_ns = flushed_ns = shown_ns = time.monotonic_ns()
+        self._began_ns = self._heard_ns = flushed_ns = shown_ns = trimmed_ns = time.monotonic_ns()
         while not stopped():
             poller.poll(_POLL_MS)
             now_ns = time.monotonic_ns()
@@ -125,6 +127,9 @@ class _Listener:
             if now_ns - flushed_ns >= NS_PER_S:
                 writer.flush()
                 flushed_ns = now_ns
+                if now_ns - trimmed_ns >= _TRIM_NS:
+                    return_freed_memory()
+                    trimmed_ns = now_ns
             if now_ns - shown_ns >= NS_PER_S // 4:
                 show(self.line(writer))
                 shown_ns = now_ns

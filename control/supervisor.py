@@ -18,6 +18,7 @@ from control.bus import CommandClient, Subscriber
 from control.child import Child
 from control.encoder_watch import EncoderWatch
 from control.errors import AddressInUse, SaccadeError
+from control.memory import return_freed_memory
 from control.messages import Mode
 from control.report import RunFigures
 from control.script import Script
@@ -29,6 +30,7 @@ _STATUS_PERIOD_S = {True: 0.25, False: 5.0}  # on a terminal, and in a log
 _ANSWER_S, _CONTROLLER_S, _ROBOT_S, _ENCODER_S = 0.4, 1.2, 1.5, 0.8  # with the status 0.4 s more: 4.3 s
 _ORPHANS_S = 4.0
 _LISTENERS_S = 5.0  # then the robot is long held, and a recording is worth the wait for its index
+_TRIM_S = 60.0
 _STABLE_S = 30.0  # an encoder that ran this long starts again with the shortest pause
 
 
@@ -103,7 +105,7 @@ class Supervisor:
     ) -> int:
         ends_s: float | None = None
         gives_up_s = time.monotonic() + self._start_timeout_s
-        status_s = measure_s = 0.0
+        status_s = measure_s = trim_s = 0.0
         while not stopped():
             self._drain(cycles, features)
             self._kill_hung_encoder()
@@ -129,6 +131,9 @@ class Supervisor:
                 for child in self._children.values():
                     child.measure()
                 measure_s = now_s + 1.0
+            if now_s >= trim_s:
+                return_freed_memory()
+                trim_s = now_s + _TRIM_S
             cycles.socket.poll(50)
         return EXIT_STOPPED if self._mode is Mode.STOP else EXIT_DONE
 
