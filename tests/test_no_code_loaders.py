@@ -36,6 +36,7 @@ ALLOWED = {
     ("vla/policy_spec.py", "yaml.load"): "with a subclass of SafeLoader, checked below",
     ("sim/gl.py", "ctypes.CDLL"): "the system's OpenGL, by names that stand in our own code",
     ("vla/census.py", "ctypes.CDLL"): "this very process, to give back its memory",
+    ("control/memory.py", "ctypes.CDLL"): "this very process, to give back its memory",
     ("control/child.py", "ctypes.CDLL"): "this very process, to ask the kernel that it ends with its parent",
 }
 
