@@ -302,3 +302,12 @@ def stop_on_signals() -> Callable[[], bool]:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda signum, frame: came.append(signum))
     return lambda: bool(came)
+
+
+def end_on_sigterm() -> None:
+    """SIGTERM as Ctrl-C: for a command that waits for processes of its own, so that they are ended too."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)

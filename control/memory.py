@@ -24,7 +24,7 @@ def return_large_blocks() -> None:
 
 
 def return_freed_memory() -> None:
-    """What is free in the heap goes back to the system; a millisecond or so, once a minute is plenty."""
+    """What is free in the heap goes back to the system; about a millisecond. Does nothing where there is no glibc."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)

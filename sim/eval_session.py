@@ -20,6 +20,7 @@ from control.discovery import REMOTE, make_robot
 from control.environment import environment
 from control.errors import ConfigError
 from control.head import ActionHead
+from control.host import end_on_sigterm
 from control.report import check_writable, write_report
 from control.robot import Evaluates, ReadsWordings
 from sim import eval_plots, eval_tables, eval_workers, failures
@@ -138,7 +139,7 @@ class Session:
                 on_exit.close()
                 policy = None  # its memory is for the workers
                 given = [*arguments, *self._asked.arguments, "--feature-age", ",".join(f"{age:g}" for age in ages_ms)]
-                eval_workers.end_on_sigterm()
+                end_on_sigterm()
                 told = eval_workers.outcomes_of(eval_workers.commands_for(workers, given), show)
             try:
                 outcomes = _collected(jobs, told)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import IO
 
+from control.child import piped
 from control.errors import ConfigError, SaccadeError
 from sim.evaluate import Outcome
 
@@ -58,15 +58,7 @@ def outcomes_of(commands: Sequence[Sequence[str]], show: Callable[[str], None]) 
     last = [""] * len(commands)
     try:
         for index, command in enumerate(commands):
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,  # Ctrl-C reaches the parent alone, which ends them in order
-            )
+            child = piped(command)
             children.append(child)
             assert child.stdout is not None
             readers.append(threading.Thread(target=_read, args=(index, child.stdout, lines), daemon=True))
@@ -105,15 +97,6 @@ def _end(children: Sequence[subprocess.Popen[str]]) -> None:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-
-
-def end_on_sigterm() -> None:
-    """SIGTERM as Ctrl-C, so that the children are ended too."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
 
 
 def commands_for(workers: int, arguments: Sequence[str]) -> list[list[str]]:

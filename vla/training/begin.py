@@ -51,7 +51,7 @@ def begin(
             )
         folder = backbone_folder(start_from, spec) or weights.resolve(spec.backbone)
         old = spec.head
-        spec = spec.model_copy(update={"provenance": {"begun_from": identify(start_from)} | _earlier(spec)})
+        spec = spec.model_copy(update={"provenance": {f"{BEGUN}_from": identify(start_from)} | _earlier(spec)})
         if new_readout:
             spec = spec.model_copy(update={"head": old.model_copy(update={"readout": shape.head.readout})})
         learner = Learner(spec, weights.load(folder, cpu, torch.float32).requires_grad_(True))

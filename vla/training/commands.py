@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from control.host import end_on_sigterm
 from control.messages import RobotSpec
 from vla.errors import TrainingFault
 from vla.policy_spec import HeadChoice, WindowChoice
@@ -137,6 +138,7 @@ def train_on_simulator(
                 return [sys.executable, *again, "--stage", what]
 
             backbone = on_processes([*again, "--stage", "backbone"], options.workers)
+            end_on_sigterm()
             train_embedded(options.out, backbone, collect, plan, options.overwrite, log)
         case ["backbone"]:
             _backbone(options, source, log)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -82,17 +81,11 @@ def on_processes(command: Sequence[str], processes: int) -> list[str]:
 
 
 def ran(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """The exit code of a command, which is ended too, and waited for, when this process is asked to end."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
+    """The exit code of a command, which is ended too, and waited for, when this process is interrupted."""
     process = subprocess.Popen(list(command), env=dict(environment))
-    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         return process.wait()
     finally:
-        signal.signal(signal.SIGTERM, before)
         if process.poll() is None:
             process.terminate()
             process.wait()
