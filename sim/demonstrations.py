@@ -23,7 +23,7 @@ from sim.following import Following
 from sim.options import seed_number
 from sim.phrasing import varied
 from sim.rehearsal import Rehearsal, Track, rehearse
-from sim.scene import BIN_CENTRE, CAMERAS, COLOURS, HAND_CAMERA
+from sim.scene import BIN_CENTRE, CAMERAS, COLOURS
 from sim.tabletop import TabletopRobot
 
 PERIOD_S = 0.1
@@ -42,7 +42,6 @@ class Truth:
 
     uv: dict[str, np.ndarray]  # camera -> (M, Q, 2) float32: the centre, u right, v down, in [0, 1)
     visible: dict[str, np.ndarray]  # camera -> (M, Q) bool; where False, uv is clipped into the image
-    turn: dict[str, np.ndarray]  # camera -> (M, 2) float32: sine and cosine of 4 times the yaw of the first object
     facts: np.ndarray  # (M, F) float32, in the order of facts.NAMES
 
 
@@ -91,7 +90,7 @@ class Whims:
         until = tick + int(rng.integers(6, 40))
         if rng.random() < calm:
             return Whims(0.0, np.zeros((4, 4)), None, until)
-        offset = rng.normal(0.0, 1.0, (4, 4)) * (1, 1, 0.2, 20) * rng.choice([0.0, 0.004, 0.01, 0.02])
+        offset = rng.normal(0.0, 1.0, (4, 4)) * (1, 1, 0.2, 0) * rng.choice([0.0, 0.004, 0.01, 0.02])
         excursion = None
         if rng.random() < 0.22:
             tip = rng.uniform((0.18, -0.32, 0.03), (0.56, 0.32, 0.30))
@@ -289,7 +288,6 @@ def batch_of(
         truth=Truth(
             {name: np.array([look.uv[name] for _, look, _ in samples], np.float32)[rows, objects] for name in cameras},
             {name: np.array([look.visible[name] for _, look, _ in samples])[rows, objects] for name in cameras},
-            {name: facts.turned(then, in_hand=name == HAND_CAMERA).astype(np.float32) for name in cameras},
             facts.of(then),
         ),
     )

@@ -27,8 +27,7 @@ _CAMERAS = {
     "top": ((0.50, 0.0, 1.10), (0.325, 0.0, 0.0), (1, 0, 0), 27),
 }
 _WRIST_CAMERA = ((-0.10, 0.0, 0.045), (-0.035, 0.0, 0.20), (-1, 0, 0), 76)  # in the frame of the hand
-HAND_CAMERA = "wrist"  # turns with the fingers
-CAMERAS = (*_CAMERAS, HAND_CAMERA)
+CAMERAS = (*_CAMERAS, "wrist")
 
 
 def _camera(name: str, position: tuple, target: tuple, up: tuple, fovy_deg: float) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
 from sim import expert, facts, tasks
 from sim.kinematics import tip_position, tool_down
@@ -53,18 +52,11 @@ def test_where_it_goes_is_told_of_bin_and_stack_and_is_where_it_is_for_the_other
     np.testing.assert_allclose(reached(values, "to."), wanted, atol=1e-5)
 
 
-def test_the_turn_that_is_told_is_the_one_that_the_expert_makes_and_a_quarter_turn_changes_nothing() -> None:
+def test_how_a_block_is_turned_is_not_told() -> None:
     now = situation(tasks.Task("pick", "green"))
-    above = replace(now, q=tool_down(now.block[:, :3] + (0, 0, 0.1), 0.08))
-    for left in (0.0, 0.05, -0.3):
-        above.q[:, 5] = now.block[:, 3] * -1 + above.q[:, 0] - left
-        values = told(above)
-        assert np.arctan2(values["turn_sin"], values["turn_cos"]) / 4 == pytest.approx(left, abs=1e-6)
-        assert np.sign(expert.goal(above).roll - above.q[:, 5]) == np.sign(left) or left == 0.0
-    assert np.arctan2(values["yaw_sin"], values["yaw_cos"]) / 4 == pytest.approx(0.0, abs=1e-6)  # of green
     turned = now.blocks.copy()
-    turned[..., 3] += np.pi / 2
-    np.testing.assert_allclose(facts.of(replace(now, blocks=turned)), facts.of(now), atol=1e-5)
+    turned[..., 3] += 0.4
+    assert np.array_equal(facts.of(replace(now, blocks=turned)), facts.of(now))
 
 
 def test_what_is_gripped_is_told_and_whether_it_is_the_named_one() -> None:

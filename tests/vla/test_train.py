@@ -173,16 +173,6 @@ def test_training_goes_on_with_another_readout_and_says_from_what(tmp_path: Path
     assert (spec.provenance["begun_from"], spec.provenance["begun_steps"]) == (identify(first), 3)
 
 
-def test_how_an_object_is_turned_is_taught_to_every_view_that_sees_it(tmp_path: Path) -> None:
-    batch = next(squares.batches(1, 8, VIEWS, SIDE))
-    assert batch.truth is not None
-    ahead = np.tile(np.float32([0.0, 1.0]), (len(batch.image_index), 1))
-    turned = replace(batch, truth=replace(batch.truth, turn=dict.fromkeys(batch.images, ahead)))
-    _, lines = run(tmp_path, batches=lambda seed: [turned] * 60, steps=60, measure_every=10)
-    turn = [float(line.split("turn ")[1].split()[0]) for line in lines if "min step" in line]
-    assert turn[-1] < 0.3 * turn[0]
-
-
 def test_going_on_from_a_policy_of_another_horizon_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(ValueError, match="it has horizon 8 at 0.1 s, asked for 4 at 0.1 s"):

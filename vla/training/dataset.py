@@ -30,11 +30,6 @@ class Truth(Protocol):
         ...
 
     @property
-    def turn(self) -> dict[str, np.ndarray] | None:
-        """Camera -> (M, 2): how the first object is turned as that view sees it, as a point on the unit circle."""
-        ...
-
-    @property
     def facts(self) -> np.ndarray:
         """(M, F) what there is to know for acting, each near one: what a head's readout is taught."""
         ...

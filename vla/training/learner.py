@@ -46,11 +46,9 @@ class Sighting:
     uv: torch.Tensor  # (M, V, Q, 2)
     visible: torch.Tensor  # (M, V, Q) bool
     facts: torch.Tensor  # (M, R)
-    turn: torch.Tensor | None  # (M, V, 2) of the first object
 
     def to(self, device: torch.device) -> Sighting:
-        turn = None if self.turn is None else self.turn.to(device)
-        return Sighting(self.uv.to(device), self.visible.to(device), self.facts.to(device), turn)
+        return Sighting(self.uv.to(device), self.visible.to(device), self.facts.to(device))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,8 +104,7 @@ class Outputs:
     features: torch.Tensor  # (M, T, D)
     values: torch.Tensor  # (M, R) as the head read them
     cell_logits: torch.Tensor  # (M, V, Q, I)
-    # (M, V, Q, 5): offset right and down inside the cell, logit of being visible, how it is turned (2)
-    cell_details: torch.Tensor
+    cell_details: torch.Tensor  # (M, V, Q, 3): offset right and down inside the cell, logit of being visible
 
 
 class Learner(nn.Module):
@@ -120,7 +117,7 @@ class Learner(nn.Module):
         self.pool = view_pooling(spec)
         self.aggregate = view_aggregation(spec)
         self.head: TrainedHead = action_head(spec)
-        self.where = nn.Linear(spec.width, 5)
+        self.where = nn.Linear(spec.width, 3)
 
     def normalise_by(self, batches: Sequence[Batch]) -> None:
         """Takes the means and deviations of states, displacements and facts from these batches."""
@@ -177,11 +174,6 @@ class Learner(nn.Module):
             "offset": (offsets * seen).sum() / count,
             "visible": 0.2 * F.binary_cross_entropy_with_logits(details[..., 2], seen.float()),
         }
-        if truth.turn is not None:
-            error = F.smooth_l1_loss(details[:, :, 0, 3:], truth.turn, beta=SMOOTH, reduction="none").mean(dim=-1)
-            losses["turn"] = (error * seen[:, :, 0]).sum() / seen[:, :, 0].sum().clamp_min(1)
-        else:
-            losses["offset"] = losses["offset"] + 0.0 * details[..., 3:].sum()
         if self.spec.head.readout:
             errors = (outputs.values - truth.facts) / self.head.value_std
             losses["facts"] = FACTS_WEIGHT * F.smooth_l1_loss(errors, torch.zeros_like(errors), beta=SMOOTH)
@@ -261,9 +253,6 @@ class Collator:
             torch.from_numpy(np.stack([truth.uv[camera] for camera in cameras], axis=1)).float(),
             torch.from_numpy(np.stack([truth.visible[camera] for camera in cameras], axis=1)).bool(),
             self._check_facts(torch.from_numpy(truth.facts).float()),
-            None
-            if truth.turn is None
-            else torch.from_numpy(np.stack([truth.turn[camera] for camera in cameras], axis=1)).float(),
         )
 
     def _given(self, batch: Batch) -> Given | None:
