@@ -36,12 +36,11 @@ PUSH_AHEAD = 0.035  # m, how far beyond itself the pushing tip aims
 # Of what is left, a period. A law of high gain turns 5 mm of doubt into a choice between full speed up and down; a head
 # that learnt from one (EASE 1, a funnel a third narrower) froze there: 3 of 46 picks, while touch did 47 of 52.
 EASE = 0.4
-# m, of fingers that are turned 0.55 rad or more off the faces of a block: they squeeze its corners and stop. Up to 0.45
-# they turn it to themselves. At this speed an opening read at 10 Hz is 71 and 61 mm on the way past.
-ON_CORNERS = (0.0632, 0.0688)
-TRY = np.pi / 4  # rad, between two turns of the wrist at which the fingers close: where one fails the next one grips
-ROLL_MAX = 3 * TRY  # the last of them
-_THERE = (-0.10, 0.05)  # rad, off such a turn, and still there
+# m, of fingers that are turned 0.55 rad or more off the faces of a block: they squeeze its corners and stop, from there
+# on to where they come free. Up to 0.45 they turn it to themselves. On the way past they are read at 71 and 61 mm.
+ON_CORNERS = (0.0632, 0.0700)
+LOOSEN = 0.0025  # m a period: how slowly fingers open that turn on
+TURN_ON, ROLL_MAX, ROLL_ABOVE = 0.45, 1.5, 0.3  # rad; the most around a block, and before the fingers go down
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,11 +90,6 @@ def _smoothstep(x: np.ndarray, low: float, high: float) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
-def next_try(roll: np.ndarray) -> np.ndarray:
-    """The turn at which a wrist at `roll` (N,) closes its fingers: where it is, or the next one, counter-clockwise."""
-    return np.minimum(np.ceil((roll - _THERE[1]) / TRY) * TRY, ROLL_MAX)
-
-
 def held(q: np.ndarray, blocks: np.ndarray) -> np.ndarray:
     """Which block the fingers grip, (N,): an index into COLOURS, -1 for none."""
     closed = (q[:, 6] < HELD_OPENING) & (q[:, 6] > 0.6 * BLOCK_SIZE)
@@ -132,29 +126,31 @@ def _touch(now: Situation, tip: np.ndarray) -> Goal:
 
 
 def _grip(now: Situation, tip: np.ndarray) -> Goal:
-    """To the block with open fingers, around it, and closed; on corners open again, an eighth of a turn, and closed.
+    """To the block with open fingers, around it, and closed; on corners a little open, turned on, and closed again.
 
     The fingers open 1 cm wider than a block is from corner to corner, so they need not be turned to go down around it.
-    How a block is turned is felt, not seen: on corners the fingers stop at 63 to 67 mm, on faces at 48, and an eighth
-    of a turn after corners come faces. The roll itself says how far that has come, so nothing is remembered. A law that
-    turned to the faces at once wanted a policy that sees how the block lies. None learnt that from images in which a
-    block is 17 pixels wide, in hours, and 13 of 60 picks ended standing still between closing and turning.
+    How a block is turned is felt, not seen: on corners the fingers stop at 63 to 67 mm, on faces at 48. They turn on
+    while they loosen, 0.3 rad, always the same way round; after two or three times they are on faces. A law that turned
+    to the faces at once wanted a policy that sees how the block lies. None learnt that from images in which a block is
+    17 pixels wide, in hours, and 13 of 60 picks ended standing still between closing and turning. A law that closed at
+    every eighth of a turn wanted a roll to 0.1 rad: a head that practised it for 12 minutes did 8 of 20.
     """
     block, roll, opening = now.block, now.q[:, 5], now.q[:, 6]
     low = np.maximum(block[:, 2] + GRASP, 0.010)
     distance = np.hypot(*(block[:, :2] - tip[:, :2]).T)
     closing = opening < 0.068
     around = np.where(closing, distance < 0.020, distance < 0.014) & (tip[:, 2] < low + 0.014) & (opening > 0.036)
+    around &= np.abs(roll) < ROLL_MAX
     stopped = around & (opening > ON_CORNERS[0]) & (opening < ON_CORNERS[1])
-    turn = next_try(roll)
-    closes = around & (roll > turn + _THERE[0]) & ~stopped
-    turn = np.where(stopped, np.minimum(turn + TRY, ROLL_MAX), turn)
+    turn = np.where(stopped, roll + TURN_ON, roll)
     turn *= 1 - _smoothstep(tip[:, 2], 0.045, 0.065)  # above the blocks back to none
     unready = 1 - _smoothstep(opening, 0.062, 0.074)  # open before the fingers are down: else one lands on the block
     unready = np.maximum(unready, _smoothstep(distance, 0.004, 0.012))  # and centred: 6 mm are left beside a corner
+    most = ROLL_MAX + (ROLL_ABOVE - ROLL_MAX) * _smoothstep(tip[:, 2], 0.030, 0.045)
+    unready = np.maximum(unready, _smoothstep(np.abs(roll) - most, 0.0, 0.2))  # one that turned along: up, and back
     bottom = np.where(around, low, low + unready * np.clip(block[:, 2] + HALF + ABOVE - low, 0.0, None))
     goal = _over(tip, block[:, :2], bottom, TRAVEL_HEIGHT, 0.010, 0.065)
-    return Goal(goal, turn, np.where(closes, SQUEEZE, OPEN))
+    return Goal(goal, turn, np.select([stopped, around], [opening + LOOSEN, SQUEEZE], OPEN))
 
 
 def _pick(now: Situation, tip: np.ndarray) -> Goal:

@@ -82,25 +82,18 @@ def test_from_any_pose_above_the_table_the_expert_recovers(bench, kind):
 
 @pytest.mark.parametrize("degrees", range(-45, 50, 5))
 def test_a_block_that_lies_turned_is_gripped_by_feel(bench, degrees):
-    """Where the fingers stop on corners they try again an eighth of a turn further."""
+    """Where the fingers stop on corners they turn on."""
     xy = ROW[0, :2]
     blocks = np.array([[*xy, 0.024, np.arctan2(*xy[::-1]) + np.radians(degrees)], *ROW[1:]])
     bench.robot.pose(tool_down(np.array([[*xy, 0.10]]), 0.08)[0], blocks)
     assert follow(bench, bench.say("pick up the red block"), 6.0) is True
-    assert abs(bench.robot.read_state()[5] - (0 if abs(degrees) < 25 else expert.TRY)) < 0.1 or 23 < abs(degrees) < 27
+    assert (bench.robot.read_state()[5] > 0.2) == (abs(degrees) > 27) or 24 < abs(degrees) < 34
 
 
 def test_the_law_of_a_grip_does_not_ask_how_the_block_is_turned():
     now = random_situations(500, seed=5)
     turned = now.blocks + np.random.default_rng(0).uniform(-1, 1, (500, 4, 1)) * (0, 0, 0, 1)
     np.testing.assert_array_equal(expert.targets(replace(now, blocks=turned)), expert.targets(now))
-
-
-@pytest.mark.parametrize(
-    ("roll", "turn"), [(0.0, 0), (0.04, 0), (-0.09, 0), (0.06, 1), (0.7, 1), (0.8, 1), (2.3, 3), (2.4, 3)]
-)
-def test_a_wrist_tries_where_it_is_or_at_the_next_eighth_of_a_turn(roll, turn):
-    assert expert.next_try(np.array([roll]))[0] == pytest.approx(turn * np.pi / 4)
 
 
 @pytest.mark.parametrize(("first", "then"), list(itertools.permutations(KINDS, 2)))
