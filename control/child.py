@@ -10,11 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from control.holders import cpu_s, rss_mb
+from control.memory import RETURNS_MEMORY
 
 log = logging.getLogger("run")
 
@@ -23,10 +24,14 @@ _LAST_LINES_S = 0.1  # for the lines of a process that has ended
 _KILLED_S = 0.5  # much memory takes a moment to give back
 
 
-def piped(command: Sequence[str]) -> subprocess.Popen[str]:
-    """A process whose output is to be read, in a group of its own: Ctrl-C reaches it once, through this process."""
+def piped(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """A process whose output is to be read, in a group of its own: Ctrl-C reaches it once, through this process.
+
+    It has this process' variables, and those of `environment`.
+    """
     return subprocess.Popen(
         command,
+        env={**os.environ, **(environment or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -57,7 +62,8 @@ class Child:
 
     def start(self, show: Callable[[str], None]) -> None:
         self.started_s = time.monotonic()
-        self.process = piped([*self.command, "--parent", str(os.getpid())])
+        environment = {} if self.is_vital else RETURNS_MEMORY
+        self.process = piped([*self.command, "--parent", str(os.getpid())], environment)
         self.forwarder = threading.Thread(target=self._forward, args=(self.process, show), daemon=True)
         self.forwarder.start()
 

@@ -3,6 +3,8 @@
 import sys
 import threading
 
+import pytest
+
 from control.child import Child
 
 SLOW_TO_EXIT = """
@@ -18,8 +20,8 @@ time.sleep(1)
 """
 
 
-def started(code):
-    child, said = Child("recorder", [sys.executable, "-c", code]), []
+def started(code, **options):
+    child, said = Child("recorder", [sys.executable, "-c", code], **options), []
     child.start(said.append)
     return child, said
 
@@ -52,3 +54,14 @@ def test_a_share_of_a_core_is_measured_from_the_second_look_on():
     child.end(5.0)
     child.measure()
     assert child.core_share > 0 and len(child.rss_mb) == 3
+
+
+@pytest.mark.parametrize(("is_vital", "allocator"), [(True, "None"), (False, "malloc")])
+def test_only_a_process_that_listens_keeps_small_objects_where_they_can_be_given_back(monkeypatch, is_vital, allocator):
+    monkeypatch.delenv("PYTHONMALLOC", raising=False)
+    monkeypatch.setenv("SACCADE_TEST", "kept")
+    code = "import os; print(os.environ.get('PYTHONMALLOC'), os.environ.get('SACCADE_TEST'), flush=True)"
+    child, said = started(code, is_vital=is_vital)
+    wait_for(lambda: said)
+    child.process.wait(10)
+    assert said[0].endswith(f"{allocator} kept")
