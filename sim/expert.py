@@ -36,9 +36,9 @@ PUSH_AHEAD = 0.035  # m, how far beyond itself the pushing tip aims
 # Of what is left, a period. A law of high gain turns 5 mm of doubt into a choice between full speed up and down; a head
 # that learnt from one (EASE 1, a funnel a third narrower) froze there: 3 of 46 picks, while touch did 47 of 52.
 EASE = 0.4
-# m, of fingers that are turned 0.55 rad or more off the faces of a block: they squeeze its corners and stop. Up to 0.45
-# they turn it to themselves. On the way past they are read at 71 and 61 mm.
-ON_CORNERS = (0.0632, 0.0695)
+# m, of fingers that are turned 0.6 rad or more off the faces of a block: they squeeze its corners and stop at 65.1 to
+# 66.9. Up to 0.55 they turn it to themselves. From fully open they are read at 71 and 61 mm on the way past.
+ON_CORNERS = (0.0642, 0.0676)
 TURN_ON, ROLL_MAX, ROLL_ABOVE = 0.45, 1.5, 0.3  # rad; the most around a block, and before the fingers go down
 # rad: every eighth of a turn there is a span of the roll in which the fingers close; between two of them they turn on.
 SPAN, SPAN_FROM, SPAN_EVERY = 0.39, -0.25, np.pi / 4
@@ -130,7 +130,7 @@ def _grip(now: Situation, tip: np.ndarray) -> Goal:
     """To the block with open fingers, around it, and closed; on corners open again, turned on, and closed again.
 
     The fingers open 1 cm wider than a block is from corner to corner, so they need not be turned to go down around it.
-    How a block is turned is felt, not seen: on corners the fingers stop at 63 to 67 mm, on faces at 48. That they are
+    How a block is turned is felt, not seen: on corners the fingers stop at 65 to 67 mm, on faces at 48. That they are
     turning on is told by the roll, so nothing is remembered. Laws that were not learnt: to the faces at once (wants to
     see how a block lies that is 17 pixels wide: hardly learnt in hours, 13 of 60 picks ended standing still between
     closing and turning); a span of 0.15 rad (a head that practised it closed nowhere: 8 of 20 told the truth); turning

@@ -87,7 +87,8 @@ def test_a_block_that_lies_turned_is_gripped_by_feel(bench, degrees):
     blocks = np.array([[*xy, 0.024, np.arctan2(*xy[::-1]) + np.radians(degrees)], *ROW[1:]])
     bench.robot.pose(tool_down(np.array([[*xy, 0.10]]), 0.08)[0], blocks)
     assert follow(bench, bench.say("pick up the red block"), 6.0) is True
-    assert (bench.robot.read_state()[5] > 0.2) == (abs(degrees) > 27) or 24 < abs(degrees) < 34
+    if not 27 < abs(degrees) < 37:  # there it may go either way
+        assert (bench.robot.read_state()[5] > 0.2) == (abs(degrees) > 32)
 
 
 def test_the_law_of_a_grip_does_not_ask_how_the_block_is_turned():
