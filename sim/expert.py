@@ -142,9 +142,9 @@ def _grip(now: Situation, tip: np.ndarray) -> Goal:
     closing = opening < 0.068
     around = np.where(closing, distance < 0.020, distance < 0.014) & (tip[:, 2] < low + 0.014) & (opening > 0.036)
     around &= np.abs(roll) < ROLL_MAX
-    stopped = around & (opening > ON_CORNERS[0]) & (opening < ON_CORNERS[1])
-    turning = stopped | ((opening > ON_CORNERS[0]) & ((roll - SPAN_FROM) % SPAN_EVERY > SPAN))
-    turn = np.where(around & turning, roll + TURN_ON, roll)
+    is_between = (roll - SPAN_FROM) % SPAN_EVERY > SPAN
+    turning = around & (opening > ON_CORNERS[0]) & ((opening < ON_CORNERS[1]) | is_between)
+    turn = np.where(turning, roll + TURN_ON, roll)
     turn *= 1 - _smoothstep(tip[:, 2], 0.045, 0.065)  # above the blocks back to none
     unready = 1 - _smoothstep(opening, 0.062, 0.074)  # open before the fingers are down: else one lands on the block
     unready = np.maximum(unready, _smoothstep(distance, 0.004, 0.012))  # and centred: 6 mm are left beside a corner
