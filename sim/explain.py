@@ -18,7 +18,8 @@ _KEEPS = ("pick", "bin", "stack")
 def phase(q: np.ndarray, blocks: np.ndarray, task: Task) -> str:
     """What the expert would do next with joints (7,) and blocks (4, 4).
 
-    approach, press, grip, lift, carry, release, push, retreat, or put down what is not wanted in the hand.
+    approach, press, grip, turn (on around a block whose corners were felt), lift, carry, release, push, retreat, or put
+    down what is not wanted in the hand.
     """
     now = expert.Situation.of(q[None], blocks[None], [task])
     aim, tip = expert.goal(now), tip_position(q[None])[0]
@@ -41,6 +42,8 @@ def phase(q: np.ndarray, blocks: np.ndarray, task: Task) -> str:
         return "retreat"
     if task.kind == "bin" and float(np.abs(block[:2] - BIN_CENTRE).max()) < BIN_SIZE / 2 - 0.004:
         return "retreat"
+    if aim.roll[0] - now.q[0, 5] > 0.99 * expert.TURN_ON:
+        return "turn"
     return "approach" if is_open else "grip"
 
 
