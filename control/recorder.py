@@ -22,7 +22,7 @@ from control.bus import Subscriber
 from control.clock import NS_PER_S
 from control.config import Config
 from control.errors import ConfigError, NotRunning, RecordingError
-from control.memory import return_freed_memory
+from control.memory import return_freed_memory, settle_names
 from control.messages import Cycle, Features, Frames, Instruction, RobotSpec
 from control.recording import RecordingWriter
 from control.recording_format import LogLine, require
@@ -116,6 +116,7 @@ class _Listener:
         poller = zmq.Poller()
         for inbox in (self._robot, *self._inboxes.values()):
             poller.register(inbox.socket, zmq.POLLIN)
+        settle_names()
         self._began_ns = self._heard_ns = flushed_ns = shown_ns = trimmed_ns = time.monotonic_ns()
         while not stopped():
             poller.poll(_POLL_MS)

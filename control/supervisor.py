@@ -18,7 +18,7 @@ from control.bus import CommandClient, Subscriber
 from control.child import Child
 from control.encoder_watch import EncoderWatch
 from control.errors import AddressInUse, SaccadeError
-from control.memory import return_freed_memory
+from control.memory import return_freed_memory, settle_names
 from control.messages import Mode
 from control.report import RunFigures
 from control.script import Script
@@ -106,6 +106,7 @@ class Supervisor:
         ends_s: float | None = None
         gives_up_s = time.monotonic() + self._start_timeout_s
         status_s = measure_s = trim_s = 0.0
+        settle_names()  # while the others start
         while not stopped():
             self._drain(cycles, features)
             self._kill_hung_encoder()
