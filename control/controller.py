@@ -21,7 +21,7 @@ from control.clock import NS_PER_MS, NS_PER_S, MonotonicClock, Pacer, Tick
 from control.head import ActionHead
 from control.loop import ControlLoop, LoopSettings, Ports
 from control.messages import Command, Cycle, Mode, Reply, RobotSpec
-from control.reasons import kind
+from control.reasons import ENDING, kind
 
 log = logging.getLogger("controller")
 
@@ -104,7 +104,7 @@ class Controller:
                     mode, reason = cycle.mode, cycle.reason
                 self._answer_waiting(cycle)
                 self._serve_next()  # once a tick, so that `stop` is heard even where ticks leave no time to wait
-            self.loop.stop("the controller is ending")
+            self.loop.stop(ENDING)
             self.loop.tick(Tick(self._clock.now_ns(), 0, 0))
         finally:
             for port in (self._server, *self._inboxes, *self._outboxes):

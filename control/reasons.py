@@ -6,6 +6,8 @@ import logging
 import re
 import time
 
+ENDING = "the controller is ending"  # of the STOP that is its last word
+
 _SILENCE_S = 5.0  # a fault that goes on is told again after this time
 _MOST_KINDS = 20  # told in that time
 

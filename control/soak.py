@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from control.clock import NS_PER_S
 from control.errors import NotRunning
 from control.holders import rss_mb
 from control.messages import Cycle, Mode
+from control.reasons import ENDING, kind
 from control.report import percentiles
 
 SAMPLE_S = 5.0
@@ -60,7 +62,8 @@ class Soak:
         self._bus, self._settled_s, self._restart_every_s = bus, settled_s, restart_every_s
         self.lives: dict[int, Life] = {}
         self.cycles: list[tuple[int, float, float | None, int]] = []  # stamp, lateness, feature age, missed ticks
-        self.kills = self.stops = 0
+        self.kills = 0
+        self.stops: Counter[str] = Counter()  # by their reason
         self._resumed_s = 0.0
 
     def run(self, seconds: float, stopped: Callable[[], bool], show: Callable[[str], None]) -> int:
@@ -101,11 +104,13 @@ class Soak:
         return code
 
     def _take(self, cycle: Cycle, client: CommandClient) -> None:
-        """Start-up, which is everything before the first RUN, is left out. A STOP is counted and resumed."""
+        """Start-up, all before the first RUN, is left out. A STOP is counted and resumed, but for a run's last word."""
         if not self.cycles and cycle.mode is not Mode.RUN:
             return
-        if cycle.mode is Mode.STOP and time.monotonic() - self._resumed_s > _RESUME_S:
-            self.stops, self._resumed_s = self.stops + 1, time.monotonic()
+        is_stop = cycle.mode is Mode.STOP and cycle.reason != ENDING
+        if is_stop and time.monotonic() - self._resumed_s > _RESUME_S:
+            self.stops[kind(cycle.reason)] += 1
+            self._resumed_s = time.monotonic()
             client.send("resume")
         self.cycles.append((cycle.stamp_ns, cycle.lateness_ms, cycle.feature_age_ms, cycle.missed_ticks))
 
@@ -133,7 +138,7 @@ class Soak:
             "missed_ticks": missed,
             "missed_share": missed / max(1, len(self.cycles) + missed),
             "encoder_kills": self.kills,
-            "stops": self.stops,
+            "stops": dict(self.stops),
             "first_tenth": _figures(self.cycles[:tenth]),
             "last_tenth": _figures(self.cycles[-tenth:]),
             "processes": {name: self._growth(name) for name in sorted({life.name for life in self.lives.values()})},

@@ -79,7 +79,9 @@ def soak(
                 f" feature age p50 {age['p50']:.0f}, p99 {age['p99']:.0f} ms"
             )
     missed = f"{found['missed_ticks']} of {found['cycles']} ticks missed"
-    console.print(f"{missed}, encoder killed {held.kills} times, {held.stops} stops")
+    console.print(f"{missed}, encoder killed {held.kills} times, {held.stops.total()} stops")
+    for reason, count in held.stops.items():
+        console.print(f"stopped {count} times: {escape(reason)}")
     for sentence in sentences:
         console.print(f"BROKEN: {sentence}")
     write_report(report, found | {"broken": sentences} | environment())

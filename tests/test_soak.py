@@ -4,7 +4,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+from control.messages import Mode
+from control.reasons import ENDING
 from control.soak import Life, Soak, broken, read_report
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +25,7 @@ def test_a_soak_restarts_the_encoder_and_reports_every_process(tmp_path):
     assert set(found["processes"]) == {"supervisor", "robot", "encoder", "controller", "recorder", "page"}
     assert found["encoder_kills"] >= 1 and found["processes"]["encoder"]["starts"] == found["encoder_kills"] + 1
     assert found["cycles"] > 250 and found["run"]["encoder_restarts"] == found["encoder_kills"]
+    assert ENDING not in found["stops"], "the last word of a controller that ends is no STOP of the run"
     assert found["last_tenth"]["lateness_ms"]["p50"] > 0 and found["first_tenth"]["feature_age_ms"]["p50"] > 0
     assert done.returncode == (1 if found["broken"] else 0)
 
@@ -32,6 +36,22 @@ def soak_of(*lives):
         held.lives[pid] = Life(name, pid, 0.0, [(5.0 * k, 100.0 + grows * k, 10 + (grows > 0.4)) for k in range(100)])
     held.cycles = [(100_000_000 * k, 0.1, 50.0, 0) for k in range(1000)]
     return held.result()
+
+
+def test_a_stop_is_counted_by_its_reason_and_resumed():
+    held, sent = Soak(Path("launch.py"), [], None, settled_s=100.0, restart_every_s=1.0), []
+    for mode, reason in [
+        (Mode.STOP, "not yet a run"),
+        (Mode.RUN, ""),
+        (Mode.STOP, "joint elbow 0.31 rad from its command"),
+        (Mode.STOP, "joint elbow 0.32 rad from its command"),
+        (Mode.STOP, ENDING),
+    ]:
+        cycle = SimpleNamespace(
+            mode=mode, reason=reason, stamp_ns=0, lateness_ms=0.1, feature_age_ms=9.0, missed_ticks=0
+        )
+        held._take(cycle, SimpleNamespace(send=sent.append))
+    assert held.result()["stops"] == {"joint elbow #.# rad from its command": 1} and sent == ["resume"]
 
 
 def test_what_grows_is_named_and_what_does_not_is_not():
