@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from control.address import BusAddress
-from control.bus import CommandClient, Subscriber
+from control.bus import Subscriber
 from control.clock import NS_PER_MS, NS_PER_S
+from control.command_bus import CommandClient
 from control.errors import NotRunning
 from control.messages import ActionChunk, Mode
 from control.report import percentiles

@@ -1,39 +1,34 @@
-"""Sockets: publishing without waiting, newest-only reading, and commands with replies.
+"""Sockets of topics: publishing without waiting, and reading every message or only the newest.
 
 Knows ZeroMQ, refuses to know what the messages mean. Nothing here blocks longer than the caller says: publishers drop
 for slow readers (SNDHWM bounds their memory: a stopped subscriber grew its publisher by 403 MB in 200 messages without
-it, measured), `Latest` conflates (HWM=1 alone delivered messages 3 s old), and LINGER is 0, so closing never waits.
+it, measured), and LINGER is 0, so closing never waits. Who wants the newest message reads all that wait and keeps the
+last (HWM=1 alone delivered messages 3 s old). ZeroMQ's own CONFLATE is not used: a message that comes while another is
+read is lost, and its memory with it (libzmq pull request 4925, open in November 2026; a recorder lacked eight frames,
+1.5 MB, after 18 minutes).
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from typing import Any
 
 import zmq
 
 from control.address import BusAddress, Lease
-from control.clock import NS_PER_MS
 from control.curve import OVERHEAD_BYTES, Admission, secure_client
-from control.errors import BusError, CommandFailed, KeyFileError, NotRunning, WireError
-from control.messages import Command, Reply
-from control.rate_limit import SharedBudget
+from control.errors import BusError, KeyFileError, WireError
 from control.wire import decode, encode, max_bytes
 
-COMMANDS_EACH = (20.0, 20)  # from one client: a second in the long run, and at once
-COMMANDS_IN_ALL = (100.0, 100)
-_TOO_MANY = (
-    f"too many commands: at most {COMMANDS_EACH[0]:g} a second from one client and {COMMANDS_IN_ALL[0]:g} in all, this"
-    " one was dropped; only `stop` is never limited"
-)
-_REFUSING_NS = NS_PER_MS  # in one poll; a refusal takes 40 us, the worst that may be decoded 5 ms (measured)
-_SMALL_BYTES = 4096  # the longest instruction fits
-_COMMAND_BYTES = 96 << 10  # 20,000 characters of any script fit
-_MOST_FRAMES = 100
+_NEWEST_OF = {"frames": 8, "features": 100}  # messages that may wait for a reader of the newest; 1000 of other topics
+_NOTICE_MS = 50  # a closed reader's thread ends within it
 _SUBSCRIPTION_BYTES = 4096  # all that a publisher's socket takes in; readers subscribe to everything, with none
 
 
-def _bind(socket: zmq.Socket, bus: BusAddress, topic: str, most_bytes: int) -> tuple[Lease, Admission]:
+def bind(socket: zmq.Socket, bus: BusAddress, topic: str, most_bytes: int) -> tuple[Lease, Admission]:
+    """The socket file's owner, and who lets clients in. Raises BusError or KeyFileError, with the socket closed."""
     socket.setsockopt(zmq.MAXMSGSIZE, most_bytes + OVERHEAD_BYTES)
     endpoint = bus.endpoint(topic)
     lease = Lease(endpoint)
@@ -54,7 +49,8 @@ def _bind(socket: zmq.Socket, bus: BusAddress, topic: str, most_bytes: int) -> t
     return lease, admission
 
 
-def _connect(socket: zmq.Socket, bus: BusAddress, topic: str, most_bytes: int) -> None:
+def connect(socket: zmq.Socket, bus: BusAddress, topic: str, most_bytes: int) -> None:
+    """Raises KeyFileError, with the socket closed."""
     socket.setsockopt(zmq.MAXMSGSIZE, most_bytes + OVERHEAD_BYTES)
     try:
         secure_client(socket, bus, topic)
@@ -79,7 +75,7 @@ class Publisher:
             self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         self._latch = latch
         self._newest: bytes | None = None
-        self._lease, self._admission = _bind(self._socket, bus, topic, _SUBSCRIPTION_BYTES)
+        self._lease, self._admission = bind(self._socket, bus, topic, _SUBSCRIPTION_BYTES)
 
     def send(self, noun: Any) -> None:
         self._admission.answer()
@@ -110,6 +106,8 @@ class Publisher:
 class Subscriber:
     """Reads one topic. Messages that do not decode are counted, kept as `last_error`, and never returned.
 
+    With `newest_only` a message is dropped undecoded where a newer one waits. A reader that comes so seldom that its
+    queue is full may once get an older one, and the newest when it comes again; a `Kept` never does.
     With `changes_only` a message of the same bytes as the one before is dropped undecoded: a robot announces itself
     every second, and decoding that each time made the controller grow by 0.7 KB/s of scattered memory (measured).
     """
@@ -118,16 +116,17 @@ class Subscriber:
         self, bus: BusAddress, topic: str, *, newest_only: bool, queue: int = 1000, changes_only: bool = False
     ) -> None:
         self._topic = topic
+        if newest_only:
+            queue = _NEWEST_OF.get(topic, queue)
+        self._most_at_once = queue if newest_only else 1
         self._changes_only, self._before = changes_only, b""
         self._socket = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.RCVHWM, queue)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
-        if newest_only:
-            self._socket.setsockopt(zmq.CONFLATE, 1)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
-        _connect(self._socket, bus, topic, max_bytes(topic))
+        connect(self._socket, bus, topic, max_bytes(topic))
         self.rejected = 0
         self.last_error = ""
 
@@ -138,14 +137,24 @@ class Subscriber:
 
     def poll(self, timeout_ms: int = 0) -> Any | None:
         """The next message, None if there is none within the time."""
-        if not self._socket.poll(timeout_ms, zmq.POLLIN):
+        if timeout_ms and not self._socket.poll(timeout_ms, zmq.POLLIN):
             return None
-        data = self._socket.recv(zmq.NOBLOCK)
+        data = self._received()
+        if data is None:
+            return None
         if self._changes_only:
             if data == self._before:
                 return None
             self._before = data
         return self._decoded(data)
+
+    def _received(self) -> bytes | None:
+        """What waits: the next message, or the newest; not more than fit in the queue, so that a flood ends."""
+        data = None
+        with contextlib.suppress(zmq.Again):  # nothing waits any more
+            for _ in range(self._most_at_once):
+                data = self._socket.recv(zmq.NOBLOCK)
+        return data
 
     def _decoded(self, data: bytes) -> Any | None:
         try:
@@ -176,8 +185,8 @@ class StampedLatest(Subscriber):
         self.arrived_ns: int | None = None  # of the message that `poll` returned last
 
     def collect(self) -> None:
-        if self._socket.poll(0, zmq.POLLIN):
-            self._held = (self._socket.recv(zmq.NOBLOCK), time.monotonic_ns())
+        if (data := self._received()) is not None:
+            self._held = (data, time.monotonic_ns())
 
     def poll(self, timeout_ms: int = 0) -> Any | None:
         if self._held is None and timeout_ms:
@@ -189,137 +198,46 @@ class StampedLatest(Subscriber):
         return self._decoded(data)
 
 
-class CommandServer:
-    """The controller's end of `command`: many clients, each answered by its request id, now or later.
+class Kept(Subscriber):
+    """The newest message, for a reader that is busy for longer than messages may wait: a thread takes what comes.
 
-    Commands are limited in number, a client's and all, but for `stop`. Clients take turns, so that what one of them
-    floods the socket with stands in front of no other's.
+    Not for a process with a deadline, since the thread needs the interpreter for a moment with each message.
     """
 
-    def __init__(self, bus: BusAddress) -> None:
-        self._socket = zmq.Context.instance().socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 200)
-        self._socket.setsockopt(zmq.SNDHWM, 100)
-        self._socket.setsockopt(zmq.RCVHWM, 100)
-        self._lease, self._admission = _bind(self._socket, bus, "command", _COMMAND_BYTES)
-        self._budget = SharedBudget(COMMANDS_EACH, COMMANDS_IN_ALL)
-        self._is_cut = False
-        self.rejected = 0
+    def __init__(self, bus: BusAddress, topic: str) -> None:
+        super().__init__(bus, topic, newest_only=True)
+        self._kept: bytes | None = None
+        self._changing, self._is_closing = threading.Lock(), threading.Event()
+        self._rings, self._bell = (zmq.Context.instance().socket(zmq.PAIR) for _ in range(2))
+        for end in (self._rings, self._bell):
+            end.setsockopt(zmq.LINGER, 0)
+        self._rings.bind(f"inproc://kept-{id(self)}")
+        self._bell.connect(f"inproc://kept-{id(self)}")
+        self._keeper = threading.Thread(target=self._keep, name=f"newest {topic}", daemon=True)
+        self._keeper.start()
 
     @property
     def socket(self) -> zmq.Socket:
-        """For a poller of the caller's."""
-        return self._socket
+        return self._bell
 
-    def poll(self, timeout_ms: int = 0) -> tuple[bytes, Command] | None:
-        """The next command and its client. Those that are malformed, or too many, are answered here and counted; after
-        a millisecond of them it returns None though more may wait, so that a flood takes no deadline.
-        """
-        self._admission.answer()
-        if not self._socket.poll(timeout_ms, zmq.POLLIN):
-            return None
-        until_ns = time.monotonic_ns() + _REFUSING_NS
-        while time.monotonic_ns() < until_ns:
-            try:
-                frames = self._receive()
-            except zmq.Again:
-                return None
-            if frames and (command := self._admit(*frames)) is not None:
-                return frames[0], command
-        return None
+    def poll(self, timeout_ms: int = 0) -> Any | None:
+        self._bell.poll(timeout_ms, zmq.POLLIN)
+        with self._changing:
+            data, self._kept = self._kept, None
+            if data is not None:
+                self._bell.recv()
+        return None if data is None else self._decoded(data)
 
-    def _receive(self) -> list[bytes]:
-        """The client and its message. Of one with far too many frames the rest is dropped a piece a call, as []."""
-        frames: list[bytes] = []
-        is_whole = False
-        while not is_whole and len(frames) < _MOST_FRAMES:
-            frames.append(self._socket.recv(zmq.NOBLOCK))
-            is_whole = not self._socket.getsockopt(zmq.RCVMORE)
-        is_rest, self._is_cut = self._is_cut, not is_whole
-        return [] if is_rest else frames
-
-    def _admit(self, client: bytes, *frames: bytes) -> Command | None:
-        """None where it was refused. A `stop` never is: it takes nothing from a budget, and needs none."""
-        is_large = sum(map(len, frames)) > _SMALL_BYTES  # no stop, and slow to decode
-        if is_large and not self._budget.take(client):
-            return self._refuse(client, 0, _TOO_MANY)
-        try:
-            if len(frames) != 1:
-                raise WireError(f"command: expected one frame, got {len(frames)}")
-            command: Command = decode("command", frames[0])
-        except WireError as error:
-            return self._refuse(client, 0, str(error))
-        if command.verb != "stop" and not is_large and not self._budget.take(client):
-            return self._refuse(client, command.request_id, _TOO_MANY)
-        return command
-
-    def _refuse(self, client: bytes, request_id: int, why: str) -> None:
-        self.rejected += 1
-        self.reply(client, Reply(request_id, "failed", why))
-
-    def reply(self, client: bytes, reply: Reply) -> None:
-        """Never blocks: a client that has gone, or does not read, loses its reply."""
-        try:
-            self._socket.send_multipart([client, encode(reply)], zmq.NOBLOCK)
-        except zmq.Again:
-            self.rejected += 1
+    def _keep(self) -> None:
+        while not self._is_closing.is_set():
+            if self._socket.poll(_NOTICE_MS, zmq.POLLIN) and (data := self._received()) is not None:
+                with self._changing:
+                    if self._kept is None:
+                        self._rings.send(b"")  # once for each that is polled
+                    self._kept = data
 
     def close(self) -> None:
-        self._socket.close()
-        self._admission.close()
-        self._lease.release(removes_socket=True)
-
-
-class CommandClient:
-    """An operator's end of `command`. Each request has its own id, so a lost or late reply never blocks the next."""
-
-    def __init__(self, bus: BusAddress) -> None:
-        self._endpoint = bus.endpoint("command")
-        is_secured = bus.keys is not None and self._endpoint.startswith("tcp://")
-        self._hint = f"; or it does not let in the keys of {bus.keys}" if is_secured else ""
-        self._socket = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        _connect(self._socket, bus, "command", max_bytes("reply"))
-        self._next_id = time.monotonic_ns()
-
-    def send(self, verb: str, text: str = "") -> int:
-        """The id of the request; its replies come through `receive`."""
-        self._next_id += 1
-        self._socket.send(encode(Command(self._next_id, verb, text)), zmq.NOBLOCK)
-        return self._next_id
-
-    def receive(self, timeout_s: float = 0.0) -> Reply | None:
-        """The next reply to any request of this client, None if there is none within the time."""
-        if not self._socket.poll(int(timeout_s * 1000), zmq.POLLIN):
-            return None
-        return decode("reply", self._socket.recv())
-
-    def request(self, verb: str, text: str = "", *, answer_s: float = 1.5, finish_s: float = 30.0) -> Reply:
-        """The final reply. `answer_s` bounds the wait for the first sign of life, `finish_s` for the end of the work.
-
-        Raises NotRunning when nobody answers, CommandFailed when the controller says it cannot.
-        """
-        request_id = self.send(verb, text)
-        deadline_s = time.monotonic() + answer_s
-        accepted = False
-        while (remaining_s := deadline_s - time.monotonic()) > 0:
-            reply = self.receive(remaining_s + 0.001)
-            if reply is None or reply.request_id not in (request_id, 0):
-                continue
-            if reply.outcome == "accepted":
-                accepted, deadline_s = True, time.monotonic() + finish_s
-                continue
-            if reply.outcome != "done":
-                raise CommandFailed(reply.message)
-            return reply
-        if accepted:
-            raise CommandFailed(
-                f"'{verb}' was accepted but not finished within {finish_s:g} s; is the encoder running? see `status`"
-            )
-        raise NotRunning(
-            f"no controller answers at {self._endpoint} within {answer_s:g} s; start one with `launch.py run`,"
-            f" or name its bus with --set bus.address=...{self._hint}"
-        )
-
-    def close(self) -> None:
-        self._socket.close()
+        self._is_closing.set()
+        self._keeper.join()
+        for end in (self._socket, self._rings, self._bell):
+            end.close()

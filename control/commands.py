@@ -124,7 +124,7 @@ def process(
 
 
 def _command(verb: str, config: Path, overrides: list[str] | None, text: str = "", quiet: bool = False) -> dict:
-    from control.bus import CommandClient
+    from control.command_bus import CommandClient
 
     settings = load(config, overrides)
     client = CommandClient(settings.bus.build())

@@ -16,8 +16,9 @@ from collections.abc import Callable
 import zmq
 
 from control.address import BusAddress
-from control.bus import CommandServer, Latest, Publisher, StampedLatest, Subscriber
+from control.bus import Latest, Publisher, StampedLatest, Subscriber
 from control.clock import NS_PER_MS, NS_PER_S, MonotonicClock, Pacer, Tick
+from control.command_bus import CommandServer
 from control.head import ActionHead
 from control.loop import ControlLoop, LoopSettings, Ports
 from control.messages import Command, Cycle, Mode, Reply, RobotSpec

@@ -13,7 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from control.address import BusAddress
-from control.bus import CommandClient
+from control.command_bus import CommandClient
 from control.errors import WireError
 from control.page_access import find_unseen, shown
 from control.rate_limit import Budget

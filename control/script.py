@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from control.address import BusAddress
-from control.bus import CommandClient
+from control.command_bus import CommandClient
 from control.messages import Cycle, Reply
 
 

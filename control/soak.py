@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from control.address import BusAddress
-from control.bus import CommandClient, Subscriber
+from control.bus import Subscriber
 from control.clock import NS_PER_S
+from control.command_bus import CommandClient
 from control.errors import NotRunning
 from control.holders import rss_mb
 from control.messages import Cycle, Mode

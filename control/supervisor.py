@@ -14,8 +14,9 @@ from dataclasses import asdict
 from typing import Any
 
 from control.address import BusAddress, Lease, check_free, presence
-from control.bus import CommandClient, Subscriber
+from control.bus import Subscriber
 from control.child import Child
+from control.command_bus import CommandClient
 from control.encoder_watch import EncoderWatch
 from control.errors import AddressInUse, SaccadeError
 from control.memory import return_freed_memory, settle_names

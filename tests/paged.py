@@ -10,7 +10,7 @@ from pathlib import Path
 
 import aiohttp
 
-from control.bus import CommandServer
+from control.command_bus import CommandServer
 from control.messages import Cycle, Mode, Reply
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from control.address import BusAddress
-from control.bus import CommandClient
+from control.command_bus import CommandClient
 
 ROOT = Path(__file__).resolve().parents[1]
 

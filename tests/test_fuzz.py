@@ -9,7 +9,7 @@ import pytest
 import zmq
 
 from control import wire
-from control.bus import CommandClient, CommandServer
+from control.command_bus import CommandClient, CommandServer
 from control.errors import WireError
 from control.messages import Reply
 from tests.fuzz.messages import mutated, outcome

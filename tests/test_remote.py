@@ -16,7 +16,8 @@ import pytest
 from runs import ROOT, free_port
 
 from control.address import BusAddress
-from control.bus import CommandClient, Publisher, Subscriber
+from control.bus import Publisher, Subscriber
+from control.command_bus import CommandClient
 from control.errors import NotRunning
 from control.messages import Frames, State
 

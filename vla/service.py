@@ -19,7 +19,7 @@ import torch
 import zmq
 
 from control.address import BusAddress
-from control.bus import Latest, Publisher
+from control.bus import Kept, Latest, Publisher
 from control.clock import NS_PER_MS, NS_PER_S
 from control.messages import MAX_FAULT_CHARS, Features, Frames, Instruction
 from control.reasons import Told
@@ -88,7 +88,7 @@ class EncoderService:
         self._encoder = encoder
         self._pause_ns = round(NS_PER_S / max_rate_hz) if max_rate_hz else 0
         self._began_ns = time.monotonic_ns() - self._pause_ns  # of the newest encode
-        self._frames_in = Latest(bus, "frames")
+        self._frames_in = Kept(bus, "frames")  # an encode may take longer than a second
         self._instructions_in = Latest(bus, "instruction")
         self._features_out = Publisher(bus, "features", queue=8, latch=True)
         self._poller = zmq.Poller()

@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from control.address import BusAddress
-from control.bus import CommandClient, Subscriber
+from control.bus import Subscriber
 from control.child import Child, python_command
 from control.clock import NS_PER_MS, NS_PER_S
+from control.command_bus import CommandClient
 from control.config import Config
 from control.drill.judge import Promises, Seen
 from control.drill.relay import Relay

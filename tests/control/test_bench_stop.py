@@ -9,7 +9,8 @@ import pytest
 
 from control import bench_stop
 from control.bench_stop import measure_stop
-from control.bus import CommandServer, Publisher
+from control.bus import Publisher
+from control.command_bus import CommandServer
 from control.errors import NotRunning
 from control.messages import ActionChunk, Mode, Reply
 

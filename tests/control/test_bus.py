@@ -1,7 +1,10 @@
+import dataclasses
+import itertools
 import os
 import resource
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgpack
 import numpy as np
@@ -9,7 +12,8 @@ import pytest
 import zmq
 
 from control.address import OWNERS, BusAddress
-from control.bus import CommandClient, CommandServer, Latest, Publisher, Subscriber
+from control.bus import Kept, Latest, Publisher, StampedLatest, Subscriber
+from control.command_bus import CommandClient, CommandServer
 from control.errors import BusError, CommandFailed, NotRunning
 from control.messages import Frames, Instruction, Reply
 
@@ -55,6 +59,63 @@ def test_a_slow_reader_gets_the_newest_message_and_only_that(bus):
     assert latest.poll() is None
     publisher.close()
     latest.close()
+
+
+def test_a_reader_that_was_away_for_longer_than_its_queue_has_the_newest_at_the_second_look_at_the_latest(bus):
+    publisher, latest = Publisher(bus, "frames"), Latest(bus, "frames")
+    frames = Frames(1, 1, {"front": np.zeros((300, 300, 3), np.uint8)})
+    for _ in range(100):
+        publisher.send(frames)
+        if latest.poll(20) is not None:
+            break
+    for number in range(2, 101):
+        publisher.send(dataclasses.replace(frames, seq=number))
+        threading.Event().wait(0.002)
+    first = wait_for(latest).seq
+    threading.Event().wait(0.1)
+    publisher.send(dataclasses.replace(frames, seq=101))
+    threading.Event().wait(0.1)
+    assert first < 101 and wait_for(latest).seq == 101
+    publisher.close()
+    latest.close()
+
+
+def test_a_kept_reader_has_the_newest_however_long_it_was_away(bus):
+    publisher, kept = Publisher(bus, "frames"), Kept(bus, "frames")
+    poller = zmq.Poller()
+    poller.register(kept.socket, zmq.POLLIN)
+    frames = Frames(1, 1, {"front": np.zeros((300, 300, 3), np.uint8)})
+    for _ in range(100):
+        publisher.send(frames)
+        if kept.poll(20) is not None:
+            break
+    threading.Event().wait(0.1)
+    kept.poll()
+    for away in range(3):
+        assert not poller.poll(0) and kept.poll() is None
+        for number in range(100):
+            publisher.send(dataclasses.replace(frames, seq=100 * away + number))
+            threading.Event().wait(0.1 if number > 97 else 0.002)  # what comes too fast is dropped by the publisher
+        assert poller.poll(0), "a poller hears of it"
+        assert wait_for(kept).seq == 100 * away + 99
+    kept.close()
+    assert not kept._keeper.is_alive()
+    publisher.close()
+
+
+@pytest.mark.parametrize("make", [Latest, StampedLatest, Kept])
+def test_no_reader_conflates_since_that_loses_messages_and_memory(bus, make):
+    reader = make(bus, "frames")
+    assert reader._socket.getsockopt(zmq.CONFLATE) == 0
+    reader.close()
+
+
+def test_a_flood_does_not_hold_a_reader_of_the_newest(bus):
+    latest = Latest(bus, "features")
+    latest._socket.close()
+    calls = itertools.count()
+    latest._socket = SimpleNamespace(recv=lambda flags: b"%d" % next(calls))  # never ends
+    assert latest._received() == b"99"
 
 
 def test_a_queueing_reader_gets_every_message(bus):

@@ -8,8 +8,9 @@ import pytest
 import zmq
 from rig import FixedHead, LoopRig
 
-from control.bus import COMMANDS_EACH, COMMANDS_IN_ALL, CommandClient, CommandServer, Subscriber
+from control.bus import Subscriber
 from control.clock import NS_PER_MS, MonotonicClock
+from control.command_bus import COMMANDS_EACH, COMMANDS_IN_ALL, CommandClient, CommandServer
 from control.controller import Controller
 from control.messages import Command, Mode
 from control.rate_limit import Budget, SharedBudget
@@ -108,7 +109,7 @@ def test_one_poll_ends_after_a_millisecond_of_refusing(bus, server, monkeypatch)
         threading.Event().wait(0.2)
         clock = itertools.count(0, 300_000)  # every look at it takes 0.3 ms
         with monkeypatch.context() as slow:
-            slow.setattr("control.bus.time.monotonic_ns", lambda: next(clock))
+            slow.setattr("control.command_bus.time.monotonic_ns", lambda: next(clock))
             before = server.rejected
             server.poll(300)
             assert 1 <= server.rejected - before <= 3

@@ -14,7 +14,8 @@ import zmq.auth
 from zmq.auth.thread import ThreadAuthenticator
 
 from control.address import OWNERS, BusAddress
-from control.bus import CommandClient, CommandServer, Latest, Publisher, Subscriber
+from control.bus import Latest, Publisher, Subscriber
+from control.command_bus import CommandClient, CommandServer
 from control.errors import BusError, KeyFileError, NotRunning
 from control.keys import load_keys, make_keys
 from control.messages import Command, Instruction, Reply

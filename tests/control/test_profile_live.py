@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from rig import FixedHead, LoopRig
 
-from control.bus import CommandClient, Latest, Publisher
+from control.bus import Latest, Publisher
 from control.clock import NS_PER_MS, MonotonicClock
+from control.command_bus import CommandClient
 from control.controller import Controller
 from control.errors import NotRunning
 from control.messages import Cycle, Features, Instruction, Mode, State

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from control.bus import CommandClient, CommandServer
+from control.command_bus import CommandClient, CommandServer
 from control.drill.faults import KINDS, _again_and_again
 
 
