@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import zmq
@@ -120,9 +121,10 @@ class CommandClient:
         self._next_id = time.monotonic_ns()
 
     def send(self, verb: str, text: str = "") -> int:
-        """The id of the request; its replies come through `receive`."""
+        """The id of the request; its replies come through `receive`. What cannot be sent is what nobody answers."""
         self._next_id += 1
-        self._socket.send(encode(Command(self._next_id, verb, text)), zmq.NOBLOCK)
+        with contextlib.suppress(zmq.Again):  # a server that wants keys has turned this client away
+            self._socket.send(encode(Command(self._next_id, verb, text)), zmq.NOBLOCK)
         return self._next_id
 
     def receive(self, timeout_s: float = 0.0) -> Reply | None:

@@ -182,6 +182,14 @@ def test_who_is_not_let_in_is_told_where_to_look(robot, folder, tmp_path):
         client.request("status", answer_s=0.3)
 
 
+def test_who_has_no_keys_is_told_that_nobody_answers_however_often_he_was_turned_away(robot):
+    with Speaker(robot), contextlib.closing(CommandClient(BusAddress(robot.address))) as client:
+        for _ in range(5):
+            threading.Event().wait(0.2)  # turned away before it says anything
+            with pytest.raises(NotRunning, match="no controller answers"):
+                client.request("stop", answer_s=0.05)
+
+
 def test_garbage_on_the_port_disturbs_nobody(robot):
     port = int(robot.endpoint("command").rpartition(":")[2])
     with Speaker(robot), contextlib.ExitStack() as knocking:
