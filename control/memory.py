@@ -7,9 +7,10 @@ alone was not enough: in an hour's run a recorder went from 61.1 to 63.0, with n
 mallinfo2 over as many messages). Nor was a trim once a minute: from 60.8 to 63.9, since Python itself keeps small
 objects in blocks of 1 MB, of which each goes back only when all of it is free. With small objects in glibc's heap too,
 page by page, the recorder took as much processor time as before (8 % of a core at two and a half times a run's rate),
-and an hour took it from 62.5 to 64.1. What was left is one step of 940 kB after thirteen minutes: Python's table of the
-names that it keeps once, which counts what was taken out as used. Every decoded image puts in a few names and takes
-them out again (20 a second, of 28,656), and once the table is full it is built anew, there twice as large.
+and an hour took it from 62.5 to 64.1. What was left were the messages that ZeroMQ's CONFLATE loses (control/bus.py),
+and one step of 940 kB after thirteen minutes: Python's table of the names that it keeps once counts what was taken out
+as used. Every decoded image puts in a few names and takes them out again (20 a second, of 28,656), and once the table
+is full it is built anew, there twice as large.
 For processes that only pass messages on: one that computes takes and frees blocks all the time, and wants its heaps.
 """
 
