@@ -22,7 +22,7 @@ from control.command_bus import CommandServer
 from control.head import ActionHead
 from control.loop import ControlLoop, LoopSettings, Ports
 from control.messages import Command, Cycle, Mode, Reply, RobotSpec
-from control.reasons import ENDING, kind
+from control.reasons import CONTROLLER_ENDS, kind
 
 log = logging.getLogger("controller")
 
@@ -105,7 +105,7 @@ class Controller:
                     mode, reason = cycle.mode, cycle.reason
                 self._answer_waiting(cycle)
                 self._serve_next()  # once a tick, so that `stop` is heard even where ticks leave no time to wait
-            self.loop.stop(ENDING)
+            self.loop.stop(CONTROLLER_ENDS)
             self.loop.tick(Tick(self._clock.now_ns(), 0, 0))
         finally:
             for port in (self._server, *self._inboxes, *self._outboxes):

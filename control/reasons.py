@@ -6,7 +6,7 @@ import logging
 import re
 import time
 
-ENDING = "the controller is ending"  # of the STOP that is its last word
+RUN_ENDS, CONTROLLER_ENDS = ENDING = ("the run is ending", "the controller is ending")  # of the STOP at the end
 
 _SILENCE_S = 5.0  # a fault that goes on is told again after this time
 _MOST_KINDS = 20  # told in that time

@@ -108,7 +108,7 @@ class Soak:
         """Start-up, all before the first RUN, is left out. A STOP is counted and resumed, but for a run's last word."""
         if not self.cycles and cycle.mode is not Mode.RUN:
             return
-        is_stop = cycle.mode is Mode.STOP and cycle.reason != ENDING
+        is_stop = cycle.mode is Mode.STOP and cycle.reason not in ENDING
         if is_stop and time.monotonic() - self._resumed_s > _RESUME_S:
             self.stops[kind(cycle.reason)] += 1
             self._resumed_s = time.monotonic()

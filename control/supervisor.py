@@ -21,6 +21,7 @@ from control.encoder_watch import EncoderWatch
 from control.errors import AddressInUse, SaccadeError
 from control.memory import return_freed_memory, settle_names
 from control.messages import Mode
+from control.reasons import RUN_ENDS
 from control.report import RunFigures
 from control.script import Script
 
@@ -256,7 +257,7 @@ class Supervisor:
         controller = self._children.get("controller")
         if controller is not None and controller.is_running():
             try:
-                self._client.request("stop", "the run is ending", answer_s=_ANSWER_S)
+                self._client.request("stop", RUN_ENDS, answer_s=_ANSWER_S)
             except SaccadeError as error:
                 self._show(
                     f"       run | the controller did not answer `stop` ({error}); the robot's watchdog holds it"
