@@ -223,3 +223,16 @@ def test_the_law_of_a_touch_has_no_jumps_on_a_line_across_the_block(height):
     blocks = np.broadcast_to(ROW, (len(tip), 4, 4))
     aim = expert.goal(Situation.of(tool_down(tip, 0.008), blocks, [Task("touch", "yellow")] * len(tip))).tip
     assert np.abs(np.diff(aim, axis=0)).max() < 1e-2
+
+
+def test_open_fingers_around_a_block_never_stand_whatever_their_roll():
+    """They close, turn or rise: a head that learns to stand does so for good."""
+    rolls, heights = (
+        axis.ravel() for axis in np.meshgrid(np.arange(-0.2, 2.15, 0.005), np.arange(0.012, 0.032, 0.001))
+    )
+    q = tool_down(np.stack([np.full(rolls.size, 0.36), np.full(rolls.size, -0.18), heights], axis=1), 0.08)
+    q[:, 5] = rolls
+    now = Situation.of(q, np.broadcast_to(ROW, (rolls.size, 4, 4)), [Task("pick", "red")] * rolls.size)
+    goal = expert.goal(now)
+    closes, turns = goal.opening < 0.07, np.abs(goal.roll - rolls) > 0.1
+    assert np.all(closes | turns | (np.abs(goal.tip[:, 2] - tip_position(q)[:, 2]) > 0.003))
