@@ -101,7 +101,7 @@ class Outcome:
 
 
 class _Inbox:
-    """One message at a time, as a conflating socket would deliver it."""
+    """One message at a time, as a reader of the newest gets it."""
 
     rejected = 0
     last_error = ""

@@ -39,7 +39,7 @@ EASE = 0.4
 # m, of fingers that are turned 0.6 rad or more off the faces of a block: they squeeze its corners and stop at 65.1 to
 # 66.9. Up to 0.55 they turn it to themselves. From fully open they are read at 71 and 61 mm on the way past.
 ON_CORNERS = (0.0642, 0.0676)
-# rad: the most around a block, then they rise while they turn on to the end; and the most as they go down.
+# rad: a step of turning on; the most around a block, then they rise and turn on to the end; the most as they go down.
 TURN_ON, ROLL_MAX, ROLL_END, ROLL_ABOVE = 0.45, 1.75, 2.2, 0.3
 # rad: every eighth of a turn there is a span of the roll in which the fingers close; between two of them they turn on.
 SPAN, SPAN_FROM, SPAN_EVERY = 0.39, -0.25, np.pi / 4
