@@ -3,7 +3,7 @@
 Cloning the expert's path fails off that path; labels on the states a policy really comes to are what mends it (dataset
 aggregation: Ross, Gordon, Bagnell 2011). Several tables run side by side, so that their frames are encoded together.
 The cameras look every few control periods and the policy acts on features that grow old in between, as it does when
-deployed. For a share of the time the expert drives, with its whims, from wherever the policy got to.
+deployed; until the first ones of a task come, the arm stands. For a share of the time the expert drives, with its whims, from wherever the policy got to.
 
 Letters: R tables, N frames, E ticks of 50 ms, T feature tokens, D width, H horizon. Refuses to know networks.
 """
@@ -165,17 +165,11 @@ class Collector:
         due = [table for table in self.tables if self._is_due(table)]
         if due:
             self._see(due)
-        states = np.stack([table.robot.read_state() for table in self.tables])
-        used, ages = [], []
-        for table in self.tables:
-            frames = table.scene.frames[table.first_frame :]
-            ready = [frame for frame in frames if frame.tick + table.delay * _TICKS_A_PERIOD <= table.tick]
-            frame = ready[-1] if ready else frames[0]
-            used.append(frame.tokens)
-            ages.append((table.tick - frame.tick) * TICK_S * 1000)
-        chunks = self.policy.act(np.stack(used), states, np.array(ages, dtype=np.float32))
-        for index, table in enumerate(self.tables):
-            table.arm.aim(self._drive(table, states[index], chunks[index, 0]), states[index])
+        states = [table.robot.read_state() for table in self.tables]
+        for table, state, target in zip(self.tables, states, self._chosen(states), strict=True):
+            target = self._drive(table, state, target)
+            if target is not None:
+                table.arm.aim(target, state)
             for _ in range(_TICKS_A_PERIOD):
                 table.scene.states.append(table.robot.read_state())
                 table.scene.blocks.append(table.robot.block_poses)
@@ -184,6 +178,19 @@ class Collector:
                 table.robot.judge()
             if table.robot.is_over:
                 table.ends = min(table.ends, table.tick + round(_AFTERWARDS_S / TICK_S))
+
+    def _chosen(self, states: Sequence[np.ndarray]) -> list[np.ndarray | None]:
+        """The policy's next target for each table; None where no features of this task are there yet: it stands."""
+        used, ages, is_ready = [], [], []
+        for table in self.tables:
+            frames = table.scene.frames[table.first_frame :]
+            ready = [frame for frame in frames if frame.tick + table.delay * _TICKS_A_PERIOD <= table.tick]
+            is_ready.append(bool(ready))
+            frame = ready[-1] if ready else frames[0]
+            used.append(frame.tokens)
+            ages.append((table.tick - frame.tick) * TICK_S * 1000)
+        chunks = self.policy.act(np.stack(used), np.stack(states), np.array(ages, dtype=np.float32))
+        return [chunk[0] if ready else None for chunk, ready in zip(chunks, is_ready, strict=True)]
 
     def _is_due(self, table: _Table) -> bool:
         frames = table.scene.frames[table.first_frame :]
@@ -196,7 +203,8 @@ class Collector:
         for table, look, made in zip(tables, seen, tokens, strict=True):
             table.scene.frames.append(Frame(table.tick, made, look))
 
-    def _drive(self, table: _Table, state: np.ndarray, target: np.ndarray) -> np.ndarray:
+    def _drive(self, table: _Table, state: np.ndarray, target: np.ndarray | None) -> np.ndarray | None:
+        """`target`, or the expert's while that helps."""
         rng = self._rng
         if table.whims is None and rng.random() < table.expert_share * PERIOD_S:
             table.whims, table.has_helped = Whims.draw(rng, table.tick, 0.5), True

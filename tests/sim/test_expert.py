@@ -12,7 +12,7 @@ from sim.following import Following
 from sim.judging import LIMIT_S
 from sim.kinematics import tip_position, tool_down
 from sim.placement import place_blocks
-from sim.scene import BLOCK_SIZE, COLOURS
+from sim.scene import BIN_CENTRE, BLOCK_SIZE, COLOURS
 from sim.tabletop import HOME
 from sim.tasks import KINDS, Task
 
@@ -236,3 +236,24 @@ def test_open_fingers_around_a_block_never_stand_whatever_their_roll():
     goal = expert.goal(now)
     closes, turns = goal.opening < 0.07, np.abs(goal.roll - rolls) > 0.1
     assert np.all(closes | turns | (np.abs(goal.tip[:, 2] - tip_position(q)[:, 2]) > 0.003))
+
+
+@pytest.mark.parametrize("kind", ["pick", "bin", "stack"])
+def test_half_open_fingers_in_mid_air_rise_above_any_that_hold_a_block(kind):
+    """Whether they have just gripped shows only in features of later: until then both go up, and up there it is
+    known."""
+    tip = np.random.default_rng(0).uniform((0.25, -0.25, 0.05), (0.50, 0.25, 0.19), (200, 3))
+    for opening in (0.036, 0.042, 0.047, 0.055):
+        q = tool_down(tip, opening)
+        now = Situation.of(
+            q, np.broadcast_to(ROW, (200, 4, 4)), [Task(kind, "red", "blue" if kind == "stack" else None)] * 200
+        )
+        empty = expert.goal(now)
+        assert np.all(empty.tip[:, 2] > tip[:, 2] + 0.02) and np.all(empty.opening == expert.OPEN)
+        blocks = now.blocks.copy()
+        blocks[:, 0, :3] = tip - (0.0, 0.0, expert.GRASP)
+        goes = (ROW[2] if kind == "stack" else np.array([*BIN_CENTRE, 0.0]))[:2]
+        rises = (tip[:, 2] < 0.14) & (np.hypot(*(tip[:, :2] - goes).T) > 0.08)  # there it is lowered, later on
+        assert rises.sum() > 50
+        assert np.all(expert.goal(replace(now, blocks=blocks)).tip[rises, 2] > tip[rises, 2])
+    assert max(expert.LIFT_HEIGHT, expert.CARRY_HEIGHT) + 0.02 < expert.OPENING_HEIGHT

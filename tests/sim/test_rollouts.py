@@ -116,6 +116,17 @@ def test_features_grow_as_old_as_deployment_lets_them() -> None:
     assert set(policy.asked) <= set(tasks.all_wordings("seen", ("touch",)))
 
 
+def test_an_arm_stands_until_the_first_features_of_its_task_are_there() -> None:
+    """As it does when deployed: so the features that it sets out on are as old as those that follow."""
+    scenes = run(Knows(), 8, kinds=("touch",))
+    whole = [scene for scene in scenes if len(scene.outcomes) == len(set(scene.last_tick))]
+    delays_ms = [scene.outcomes[0][1] for scene in whole]
+    assert len(set(delays_ms)) > 2
+    for scene, delay_ms in zip(whole, delays_ms, strict=True):
+        moved = np.abs(np.array(scene.states)[:, :5] - scene.states[0][:5]).max(axis=1) > 0.01
+        assert 0 <= moved.argmax() * 50.0 - delay_ms <= 150.0
+
+
 def test_a_policy_that_stands_still_is_labelled_all_the_same() -> None:
     found = labelled(run(Stands(), 3, kinds=("touch",)), 8)
     assert not any(done for _, _, done in found.outcomes)
