@@ -40,13 +40,14 @@ PUSH_AHEAD = 0.035  # m, how far beyond itself the pushing tip aims
 # Of what is left, a period. A law of high gain turns 5 mm of doubt into a choice between full speed up and down; a head
 # that learnt from one (EASE 1, a funnel a third narrower) froze there: 3 of 46 picks, while touch did 47 of 52.
 EASE = 0.4
-# m, of fingers that are turned 0.6 rad or more off the faces of a block: they squeeze its corners and stop at 65.1 to
-# 66.9. Up to 0.55 they turn it to themselves. From fully open they are read at 71 and 61 mm on the way past.
-ON_CORNERS = (0.0642, 0.0676)
+# m: fingers that are turned 0.6 rad or more off the faces of a block squeeze its corners and stop at 65.1 to 66.9. Up
+# to 0.55 they turn it to themselves, and close to 48.
+ON_CORNERS = 0.0642
 # rad: a step of turning on; the most around a block, then they rise and turn on to the end; the most as they go down.
-TURN_ON, ROLL_MAX, ROLL_END, ROLL_ABOVE = 0.45, 1.75, 2.2, 0.3
+TURN_ON, ROLL_MAX, ROLL_END, ROLL_ABOVE = 0.45, 1.86, 2.2, 0.3
 # rad: every eighth of a turn there is a span of the roll in which the fingers close; between two of them they turn on.
-SPAN, SPAN_FROM, SPAN_EVERY = 0.39, -0.25, np.pi / 4
+# As long as they feel no faces, they drift through the span.
+SPAN, SPAN_FROM, SPAN_EVERY, DRIFT = 0.39, -0.10, np.pi / 4, 0.15
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,11 +136,13 @@ def _grip(now: Situation, tip: np.ndarray) -> Goal:
     """To the block with open fingers, around it, and closed; on corners open again, turned on, and closed again.
 
     The fingers open 1 cm wider than a block is from corner to corner, so they need not be turned to go down around it.
-    How a block is turned is felt, not seen: on corners the fingers stop at 65 to 67 mm, on faces at 48. That they are
-    turning on is told by the roll, so nothing is remembered. Laws that were not learnt: to the faces at once (wants to
+    How a block is turned is felt, not seen: on corners the fingers stop at 65 to 67 mm, on faces at 48. They drift as they
+    close, and where a span of the roll ends without faces felt, they open and turn on to the next one: so the roll
+    tells what was tried, and nothing is remembered. Laws that were not learnt: to the faces at once (wants to
     see how a block lies that is 17 pixels wide: hardly learnt in hours, 13 of 60 picks ended standing still between
     closing and turning); a span of 0.15 rad (a head that practised it closed nowhere: 8 of 20 told the truth); turning
     while the fingers loosen, with no span (it stood where that ends and closing begins, turning for good: 6 of 14); to
+    turn on wherever 64 to 68 mm are read (a head read them on the way past: 21 of 25, hunting from span to span); to
     stop at 1.5 rad and rise from there, slowly at first (it stood there: 18 of 25, and 23 with 75 minutes less).
     """
     block, roll, opening = now.block, now.q[:, 5], now.q[:, 6]
@@ -149,8 +152,9 @@ def _grip(now: Situation, tip: np.ndarray) -> Goal:
     around = np.where(closing, distance < 0.020, distance < 0.014) & (tip[:, 2] < low + 0.014) & (opening > 0.036)
     is_spent = np.abs(roll) > ROLL_MAX
     is_between = (roll - SPAN_FROM) % SPAN_EVERY > SPAN
-    turning = around & (opening > ON_CORNERS[0]) & ((opening < ON_CORNERS[1]) | is_between) | is_spent
-    turn = np.where(turning, np.minimum(roll + TURN_ON, ROLL_END), roll)
+    feels_none = around & (opening > ON_CORNERS)
+    turning = feels_none & is_between | is_spent
+    turn = np.where(turning, np.minimum(roll + TURN_ON, ROLL_END), roll + np.where(feels_none, DRIFT, 0.0))
     turn *= 1 - _smoothstep(tip[:, 2], 0.045, 0.065)  # above the blocks back to none
     unready = 1 - _smoothstep(opening, 0.062, 0.074)  # open before the fingers are down: else one lands on the block
     unready = np.maximum(unready, _smoothstep(distance, 0.004, 0.012))  # and centred: 6 mm are left beside a corner
