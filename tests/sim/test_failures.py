@@ -28,8 +28,10 @@ def scene(**moved):
     return np.array([(*places[colour], 0.0) for colour in COLOURS])
 
 
-def at(x, y, z, opening):
-    return tool_down(np.array([[x, y, z]]), opening)[0]
+def at(x, y, z, opening, roll=0.0):
+    joints = tool_down(np.array([[x, y, z]]), opening)[0]
+    joints[5] = roll
+    return joints
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,8 @@ def at(x, y, z, opening):
         (Task("touch", "red"), at(0.40, 0.0, 0.08, 0.0), scene(), "press"),
         (Task("pick", "red"), at(0.30, 0.0, 0.20, 0.08), scene(), "approach"),
         (Task("pick", "red"), at(0.40, 0.0, 0.014, 0.08), scene(), "grip"),
-        (Task("pick", "red"), at(0.40, 0.0, 0.014, 0.066), scene(), "turn"),
+        (Task("pick", "red"), at(0.40, 0.0, 0.014, 0.066), scene(), "grip"),
+        (Task("pick", "red"), at(0.40, 0.0, 0.014, 0.066, 0.40), scene(), "turn"),
         (Task("pick", "red"), at(0.40, 0.0, 0.014, 0.048), scene(), "lift"),
         (Task("pick", "red"), at(0.30, 0.18, 0.014, 0.048), scene(), "put down"),
         (Task("bin", "red"), at(0.40, 0.0, 0.09, 0.048), scene(red=(0.40, 0.0, 0.10)), "carry"),
