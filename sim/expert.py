@@ -136,14 +136,14 @@ def _grip(now: Situation, tip: np.ndarray) -> Goal:
     """To the block with open fingers, around it, and closed; on corners open again, turned on, and closed again.
 
     The fingers open 1 cm wider than a block is from corner to corner, so they need not be turned to go down around it.
-    How a block is turned is felt, not seen: on corners the fingers stop at 65 to 67 mm, on faces at 48. They drift as they
-    close, and where a span of the roll ends without faces felt, they open and turn on to the next one: so the roll
-    tells what was tried, and nothing is remembered. Laws that were not learnt: to the faces at once (wants to
-    see how a block lies that is 17 pixels wide: hardly learnt in hours, 13 of 60 picks ended standing still between
-    closing and turning); a span of 0.15 rad (a head that practised it closed nowhere: 8 of 20 told the truth); turning
-    while the fingers loosen, with no span (it stood where that ends and closing begins, turning for good: 6 of 14); to
-    turn on wherever 64 to 68 mm are read (a head read them on the way past: 21 of 25, hunting from span to span); to
-    stop at 1.5 rad and rise from there, slowly at first (it stood there: 18 of 25, and 23 with 75 minutes less).
+    How a block is turned is felt, not seen: on corners the fingers stop at 65 to 67 mm, on faces at 48. They drift as
+    they close, and where a span of the roll ends without faces felt, they open and turn on to the next one: so the roll
+    tells what was tried, and nothing is remembered. Laws that were not learnt: to the faces at once (wants to see how a
+    block lies that is 17 pixels wide: hardly learnt in hours, 13 of 60 picks ended standing still between closing and
+    turning); a span of 0.15 rad (a head that practised it closed nowhere: 8 of 20 told the truth); turning while the
+    fingers loosen, with no span (it stood where that ends and closing begins, turning for good: 6 of 14); to turn on
+    wherever 64 to 68 mm are read (a head read them on the way past: 21 of 25, hunting from span to span); to stop at
+    1.5 rad and rise from there, slowly at first (it stood there: 18 of 25, and 23 with 75 minutes less).
     """
     block, roll, opening = now.block, now.q[:, 5], now.q[:, 6]
     low = np.maximum(block[:, 2] + GRASP, 0.010)

@@ -3,7 +3,8 @@
 Cloning the expert's path fails off that path; labels on the states a policy really comes to are what mends it (dataset
 aggregation: Ross, Gordon, Bagnell 2011). Several tables run side by side, so that their frames are encoded together.
 The cameras look every few control periods and the policy acts on features that grow old in between, as it does when
-deployed; until the first ones of a task come, the arm stands. For a share of the time the expert drives, with its whims, from wherever the policy got to.
+deployed; until the first ones of a task come, the arm stands. For a share of the time the expert drives, with its
+whims, from wherever the policy got to.
 
 Letters: R tables, N frames, E ticks of 50 ms, T feature tokens, D width, H horizon. Refuses to know networks.
 """
