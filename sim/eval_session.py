@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from control.clock import FakeClock
 from control.discovery import REMOTE, make_robot
@@ -21,6 +20,7 @@ from control.environment import environment
 from control.errors import ConfigError
 from control.head import ActionHead
 from control.host import end_on_sigterm
+from control.progress import Progress
 from control.report import check_writable, write_report
 from control.robot import Evaluates, ReadsWordings
 from sim import eval_plots, eval_tables, eval_workers, failures
@@ -235,16 +235,13 @@ def _robot(name: str, options: dict[str, Any], clock: FakeClock) -> Any:
 
 
 def _collected(jobs: Sequence[Job], told: Iterator[tuple[int, Outcome]]) -> list[Outcome]:
-    """The outcomes in the order of the jobs, with a bar meanwhile."""
+    """The outcomes in the order of the jobs, and how far it is meanwhile."""
     outcomes: dict[int, Outcome] = {}
     done = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
-        bar = progress.add_task("episodes", total=len(jobs))
+    with Progress(len(jobs), "episodes") as progress:
         for number, outcome in told:
             outcomes[number] = outcome
             done += outcome.success and not jobs[number].kind
             tried = sum(not jobs[i].kind for i in outcomes)
-            shown = f"{done} of {tried} done" if tried else "controls"
-            progress.update(bar, advance=1, description=shown)
+            progress.show(len(outcomes), f"{done} of {tried} done" if tried else "controls")
     return [outcomes[number] for number in range(len(jobs))]

@@ -6,7 +6,6 @@ Imports stay inside the command, so that no other one starts slower.
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from sim.demonstration_workers import Made
 
 app = typer.Typer()
-_EVERY_S = 10.0  # a line of progress where there is no terminal
 
 
 @app.command(rich_help_panel="Learn")
@@ -118,18 +116,21 @@ def _cameras(config: Path, overrides: list[str] | None) -> dict[str, tuple[int, 
 
 
 def _demonstrate(plan: Plan, out: Path, workers: int, report: Path | None) -> None:
-    from rich.console import Console
-
     from control.environment import environment
     from control.host import stop_on_signals
+    from control.progress import Progress
     from control.report import check_writable, write_report
     from sim.demonstration_workers import record as record_all
 
     check_writable(report)
     stopped = stop_on_signals()
     command = [sys.executable, str(ROOT / "launch.py"), "record", "--worker", "--out", str(out)]
-    with _Progress(Console(stderr=True, soft_wrap=True), plan.episodes) as progress:
-        made = record_all(plan, out, workers, command, progress.show, stopped)
+    with Progress(plan.episodes, "episodes") as progress:
+
+        def show(done: int, written: int) -> None:
+            progress.show(done, f"{written / 1e6:,.1f} MB in whole files")
+
+        made = record_all(plan, out, workers, command, show, stopped)
     figures = _figures(plan, made, workers)
     for line in _lines(out, plan, made, figures):
         typer.echo(line)
@@ -177,29 +178,3 @@ def _lines(out: Path, plan: Plan, made: Made, figures: dict[str, Any]) -> list[s
     if made.was_stopped:
         lines.append(f"stopped: {plan.episodes - count:,} episodes are missing; the same command goes on")
     return lines
-
-
-class _Progress:
-    """A bar on a terminal, else a line now and then."""
-
-    def __init__(self, console: Any, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("episodes", total=total)
-        self._console, self._total, self._told_s = console, total, time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self, done: int, written: int) -> None:
-        words = f"{written / 1e6:,.1f} MB in whole files"
-        self._bar.update(self._task, completed=done, description=words)
-        if not self._console.is_terminal and time.monotonic() - self._told_s > _EVERY_S:
-            self._told_s = time.monotonic()
-            self._console.print(f"{done:,} of {self._total:,} episodes, {words}")
