@@ -18,7 +18,7 @@ from control.recording_reader import Recording, read_recording
 from sim import expert, tasks
 from sim.demonstration_files import Demonstrator, Plan, file_of
 from sim.demonstration_workers import WorkerFailed, record
-from sim.record_commands import _Progress, app
+from sim.record_commands import app
 from sim.scene import COLOURS
 
 pytestmark = pytest.mark.usefixtures("can_render")
@@ -306,18 +306,6 @@ def test_wrong_usage_is_said_before_anything_is_made(words, message, tmp_path):
     result = CliRunner().invoke(app, ["--out", str(tmp_path / "demos"), *words], env={"COLUMNS": "300"})
     assert result.exit_code != 0 and message in f"{result.output}{result.exception}"
     assert not (tmp_path / "demos").exists()
-
-
-def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch):
-    import io
-
-    from rich.console import Console
-
-    monkeypatch.setattr("sim.record_commands._EVERY_S", 0.0)
-    lines = io.StringIO()
-    with _Progress(Console(file=lines), 40) as progress:
-        progress.show(3, 5_000_000)
-    assert lines.getvalue().strip() == "3 of 40 episodes, 5.0 MB in whole files"
 
 
 def test_tasks_are_balanced_over_the_files():
