@@ -31,6 +31,7 @@ from sim.demonstrations import PERIOD_S, TICK_S, Whims, start_somewhere
 from sim.judging import LIMIT_S
 from sim.options import seed_number
 from sim.scene import COLOURS
+from sim.situation import Situation
 from sim.tabletop import TabletopRobot
 
 CONTROL_HZ = round(1 / PERIOD_S)
@@ -240,7 +241,7 @@ class _Attempt:
         self, rng: np.random.Generator, index: int, tick: int, state: np.ndarray, task: tasks.Task, whims: Whims
     ) -> None:
         now_ns, blocks = self._now_ns(), self._robot.block_poses
-        chunk = expert.targets(expert.Situation.of(state[None], blocks[None], [task]), HORIZON, PERIOD_S)[0]
+        chunk = expert.targets(Situation.of(state[None], blocks[None], [task]), HORIZON, PERIOD_S)[0]
         self._writer.write(Label(now_ns, chunk))
         target = whims.target(rng, state, blocks, task)
         target[:6] += rng.normal(0.0, 1.0, 6) * self._plan.noise

@@ -24,6 +24,7 @@ from sim.options import seed_number
 from sim.phrasing import varied
 from sim.rehearsal import Rehearsal, Track, rehearse
 from sim.scene import BIN_CENTRE, CAMERAS, COLOURS
+from sim.situation import Situation, indices
 from sim.tabletop import TabletopRobot
 
 PERIOD_S = 0.1
@@ -105,7 +106,7 @@ class Whims:
             goal = q + step * min(1.0, 0.1 / max(float(np.abs(step[:6]).max()), 1e-9))
             goal[6] = q[6] + np.clip(step[6], -0.015, 0.015)
         else:
-            seen = expert.Situation.of(q[None], (blocks + self.misjudged)[None], [task])
+            seen = Situation.of(q[None], (blocks + self.misjudged)[None], [task])
             goal = expert.next_target(seen, PERIOD_S)[0]
         goal[:6] += rng.normal(0.0, 1.0, 6) * self.noise_rad
         return goal
@@ -129,7 +130,7 @@ def drive(
         if tick >= task_ends:
             task = sample_doable(rng, kinds, blocks[tick])
             task_ends = tick + int(rng.integers(20, 100))
-        asked[tick] = expert.indices(task)
+        asked[tick] = indices(task)
         if tick >= whims.until:
             whims = Whims.draw(rng, tick, calm)
         if sees and rng.random() < _FRAMES_A_SECOND * TICK_S:
@@ -269,10 +270,10 @@ def batch_of(
         asked += [task] * acting
     acting_states = np.concatenate(states)
     acting_states[:, :6] += rng.normal(0.0, 0.002, (len(acting_states), 6))
-    chunks = expert.targets(expert.Situation.of(acting_states, np.concatenate(blocks), asked), horizon, PERIOD_S)
+    chunks = expert.targets(Situation.of(acting_states, np.concatenate(blocks), asked), horizon, PERIOD_S)
     objects = np.array([_objects(task) for _, _, task in samples])
     rows = np.arange(len(samples))[:, None]
-    then = expert.Situation.of(
+    then = Situation.of(
         np.array([look.track.states[look.tick] for _, look, _ in samples]),
         np.array([look.track.blocks[look.tick] for _, look, _ in samples]),
         [task for _, _, task in samples],

@@ -18,6 +18,7 @@ from control.robot import Episode
 from sim import episodes, expert
 from sim.explain import explained
 from sim.judging import TaskJudge
+from sim.situation import Situation
 from sim.tasks import Task
 
 
@@ -90,7 +91,7 @@ class Evaluated(ABC):
         if task is None:
             return np.tile(q, (horizon, 1))
         poses = self.block_poses
-        return expert.targets(expert.Situation.of(q[None], poses[None], [task]), horizon)[0]
+        return expert.targets(Situation.of(q[None], poses[None], [task]), horizon)[0]
 
     def explain(self, before: dict[str, Any] | None = None) -> dict[str, Any]:
         q, poses = self.read_state(), self.block_poses

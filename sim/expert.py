@@ -9,188 +9,78 @@ Letters: N situations. States and targets are (N, 7): six angles in rad and the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
+from sim.grip import OPEN, SQUEEZE, grip
 from sim.kinematics import LOW, MAX_VELOCITY, tip_position, tool_down
-from sim.scene import BIN_CENTRE, BIN_SIZE, BLOCK_SIZE, COLOURS
+from sim.scene import BIN_CENTRE, BIN_SIZE, BLOCK_SIZE
+from sim.situation import (
+    GRASP,
+    HALF,
+    HELD_OPENING,
+    TRAVEL_HEIGHT,
+    Goal,
+    Situation,
+    between,
+    held,
+    indices,
+    over,
+    smoothstep,
+)
 from sim.tasks import KINDS, Task
 
-HALF = BLOCK_SIZE / 2
-TRAVEL_HEIGHT = 0.115  # m, of the tip: 67 mm above the block tops
 CARRY_HEIGHT = 0.150  # m, of the tip with a block between the fingers: its underside is 50 mm above the block tops
 LIFT_HEIGHT = 0.200
-# m, of the tip: above any that holds a block. Fingers half open in mid-air look like ones that have just gripped, until
-# features show it: they rise to here while they open. A head that learnt to open on the way down stood at 0.12 m with
-# fingers at 42 mm and features a second old (told the truth, 9 of 25 picks; 24 at 100 ms).
-OPENING_HEIGHT = 0.225
 RELEASE_HEIGHT = 0.105  # m, over the bin
 PRESS = 0.004  # m, how far under the top face a touch aims, so that it touches for sure
-GRASP = -0.010  # m, of the tip against the centre of the block that it grips
-NARROW, OPEN, SQUEEZE, PUSHER = 0.008, 0.080, 0.020, 0.028  # m, openings: one narrow tip, wide, on a block, two points
-HELD_OPENING = 0.058  # m: a block between the fingers, gripped
+NARROW, PUSHER = 0.008, 0.028  # m, openings: one narrow tip, two points
 BEHIND = 0.046  # m, from the tip to the centre of the block that it is about to push
 LEFT_BELOW = 0.045  # m, from a block that was let go to the fingers, before they move sideways
 CLEAR = 0.068  # m, between the centres of two blocks that do not touch, however they are turned
-ABOVE = 0.012  # m, over a block, where fingers wait that are not open yet or not centred
 PUSH_LIMIT = 0.30  # m, of the block's y: there the push ends
 _ARM_RAD_S, _ROLL_RAD_S, _GRIPPER_M_S = 1.2, 1.8, 0.14
 PUSH_AHEAD = 0.035  # m, how far beyond itself the pushing tip aims
 # Of what is left, a period. A law of high gain turns 5 mm of doubt into a choice between full speed up and down; a head
 # that learnt from one (EASE 1, a funnel a third narrower) froze there: 3 of 46 picks, while touch did 47 of 52.
 EASE = 0.4
-# m: fingers that are turned 0.6 rad or more off the faces of a block squeeze its corners and stop at 65.1 to 66.9. Up
-# to 0.55 they turn it to themselves, and close to 48.
-ON_CORNERS = 0.0642
-# rad: a step of turning on; the most around a block, then they rise and turn on to the end; the most as they go down.
-TURN_ON, ROLL_MAX, ROLL_END, ROLL_ABOVE = 0.45, 1.86, 2.2, 0.3
-# rad: every eighth of a turn there is a span of the roll in which the fingers close; between two of them they turn on.
-# As long as they feel no faces, they drift through the span.
-SPAN, SPAN_FROM, SPAN_EVERY, DRIFT = 0.39, -0.10, np.pi / 4, 0.15
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Situation:
-    """N times the table: joints, blocks, and what is asked for."""
-
-    q: np.ndarray  # (N, 7)
-    blocks: np.ndarray  # (N, 4, 4): x, y, z, yaw in the order of COLOURS
-    kind: np.ndarray  # (N,) index into KINDS
-    first: np.ndarray  # (N,) index into COLOURS
-    second: np.ndarray  # (N,) the block to stack on; any other index where there is none
-
-    @staticmethod
-    def of(q: np.ndarray, blocks: np.ndarray, tasks: list[Task]) -> Situation:
-        kind, first, second = (np.array(part) for part in zip(*(indices(task) for task in tasks), strict=True))
-        return Situation(np.asarray(q, dtype=np.float64), np.asarray(blocks, dtype=np.float64), kind, first, second)
-
-    def only(self, rows: np.ndarray) -> Situation:
-        return Situation(self.q[rows], self.blocks[rows], self.kind[rows], self.first[rows], self.second[rows])
-
-    @property
-    def block(self) -> np.ndarray:
-        return self.blocks[np.arange(len(self.q)), self.first]
-
-    @property
-    def base(self) -> np.ndarray:
-        return self.blocks[np.arange(len(self.q)), self.second]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Goal:
-    """Where the tip should go next, with which roll of the wrist and which opening."""
-
-    tip: np.ndarray  # (N, 3)
-    roll: np.ndarray  # (N,)
-    opening: np.ndarray  # (N,)
-
-
-def indices(task: Task) -> tuple[int, int, int]:
-    """(kind, first, second) as numbers."""
-    first = COLOURS.index(task.colour)
-    return KINDS.index(task.kind), first, COLOURS.index(task.on) if task.on else (first + 1) % len(COLOURS)
-
-
-def _smoothstep(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    t = np.clip((x - low) / (high - low), 0.0, 1.0)
-    return t * t * (3 - 2 * t)
-
-
-def held(q: np.ndarray, blocks: np.ndarray) -> np.ndarray:
-    """Which block the fingers grip, (N,): an index into COLOURS, -1 for none."""
-    closed = (q[:, 6] < HELD_OPENING) & (q[:, 6] > 0.6 * BLOCK_SIZE)
-    return np.where(closed, _between(q, blocks), -1)
-
-
-def _between(q: np.ndarray, blocks: np.ndarray, below: float = 0.022) -> np.ndarray:
-    """Which block lies between the fingers, gripped or not, or up to `below` m under there, (N,): -1 for none."""
-    tip = tip_position(q)
-    offset = blocks[:, :, :3] - (tip[:, None] - (0.0, 0.0, GRASP))
-    inside = (np.hypot(offset[..., 0], offset[..., 1]) < 0.024) & (offset[..., 2] < 0.022) & (offset[..., 2] > -below)
-    return np.where(inside.any(axis=1), inside.argmax(axis=1), -1)
-
-
-def _over(tip: np.ndarray, xy: np.ndarray, low: np.ndarray, travel: float, near: float, far: float) -> np.ndarray:
-    """Along a funnel that is `travel` high far from `xy` and ends at `low` above it.
-
-    A tip under the funnel rises before it moves sideways, so nothing is hit on the way.
-    """
-    offset = xy - tip[:, :2]
-    height = low + (travel - low) * _smoothstep(np.hypot(offset[:, 0], offset[:, 1]), near, far)
-    sideways = 1 - _smoothstep(height - tip[:, 2], 0.012, 0.045)
-    return np.concatenate([tip[:, :2] + sideways[:, None] * offset, height[:, None]], axis=1)
 
 
 def _turned(now: Situation, tip: np.ndarray, roll: np.ndarray) -> np.ndarray:
     """Toward `roll` only above the blocks: fingers that turn between them push one aside."""
-    return now.q[:, 5] + (roll - now.q[:, 5]) * _smoothstep(tip[:, 2], 0.045, 0.065)
+    return now.q[:, 5] + (roll - now.q[:, 5]) * smoothstep(tip[:, 2], 0.045, 0.065)
 
 
 def _touch(now: Situation, tip: np.ndarray) -> Goal:
-    goal = _over(tip, now.block[:, :2], now.block[:, 2] + HALF - PRESS, TRAVEL_HEIGHT, 0.010, 0.075)
+    goal = over(tip, now.block[:, :2], now.block[:, 2] + HALF - PRESS, TRAVEL_HEIGHT, 0.010, 0.075)
     return Goal(goal, _turned(now, tip, np.zeros(len(tip))), np.full(len(tip), NARROW))
 
 
-def _grip(now: Situation, tip: np.ndarray) -> Goal:
-    """To the block with open fingers, around it, and closed; on corners open again, turned on, and closed again.
-
-    The fingers open 1 cm wider than a block is from corner to corner, so they need not be turned to go down around it.
-    How a block is turned is felt, not seen: on corners the fingers stop at 65 to 67 mm, on faces at 48. They drift as
-    they close, and where a span of the roll ends without faces felt, they open and turn on to the next one: so the roll
-    tells what was tried, and nothing is remembered. Laws that were not learnt: to the faces at once (wants to see how a
-    block lies that is 17 pixels wide: hardly learnt in hours, 13 of 60 picks ended standing still between closing and
-    turning); a span of 0.15 rad (a head that practised it closed nowhere: 8 of 20 told the truth); turning while the
-    fingers loosen, with no span (it stood where that ends and closing begins, turning for good: 6 of 14); to turn on
-    wherever 64 to 68 mm are read (a head read them on the way past: 21 of 25, hunting from span to span); to stop at
-    1.5 rad and rise from there, slowly at first (it stood there: 18 of 25, and 23 with 75 minutes less).
-    """
-    block, roll, opening = now.block, now.q[:, 5], now.q[:, 6]
-    low = np.maximum(block[:, 2] + GRASP, 0.010)
-    distance = np.hypot(*(block[:, :2] - tip[:, :2]).T)
-    closing = opening < 0.068
-    around = np.where(closing, distance < 0.020, distance < 0.014) & (tip[:, 2] < low + 0.014) & (opening > 0.036)
-    is_spent = np.abs(roll) > ROLL_MAX
-    is_between = (roll - SPAN_FROM) % SPAN_EVERY > SPAN
-    feels_none = around & (opening > ON_CORNERS)
-    turning = feels_none & is_between | is_spent
-    turn = np.where(turning, np.minimum(roll + TURN_ON, ROLL_END), roll + np.where(feels_none, DRIFT, 0.0))
-    turn *= 1 - _smoothstep(tip[:, 2], 0.045, 0.065)  # above the blocks back to none
-    unready = 1 - _smoothstep(opening, 0.062, 0.074)  # open before the fingers are down: else one lands on the block
-    unready = np.maximum(unready, _smoothstep(distance, 0.004, 0.012))  # and centred: 6 mm are left beside a corner
-    most = ROLL_MAX + (ROLL_ABOVE - ROLL_MAX) * _smoothstep(tip[:, 2], 0.030, 0.045)
-    unready = np.maximum(unready, _smoothstep(np.abs(roll) - most, 0.0, 0.1))  # one that turned along: up, and back
-    bottom = np.where(around & ~is_spent, low, low + unready * np.clip(block[:, 2] + HALF + ABOVE - low, 0.0, None))
-    goal = _over(tip, block[:, :2], bottom, TRAVEL_HEIGHT, 0.010, 0.065)
-    narrow = np.where(around, 0.0, 1 - _smoothstep(opening, HELD_OPENING, 0.0635))
-    goal[:, 2] += narrow * (OPENING_HEIGHT - goal[:, 2])
-    return Goal(goal, turn, np.where(around & ~turning, SQUEEZE, OPEN))
-
-
 def _pick(now: Situation, tip: np.ndarray) -> Goal:
-    grip = _grip(now, tip)
+    gripping = grip(now, tip)
     has = (held(now.q, now.blocks) == now.first)[:, None]
     up = np.concatenate([tip[:, :2], np.full((len(tip), 1), LIFT_HEIGHT)], axis=1)
     return Goal(
-        np.where(has, up, grip.tip),
-        np.where(has[:, 0], now.q[:, 5], grip.roll),
-        np.where(has[:, 0], SQUEEZE, grip.opening),
+        np.where(has, up, gripping.tip),
+        np.where(has[:, 0], now.q[:, 5], gripping.roll),
+        np.where(has[:, 0], SQUEEZE, gripping.opening),
     )
 
 
 def _carry(now: Situation, tip: np.ndarray, xy: np.ndarray, low: np.ndarray, near: float, done: np.ndarray) -> Goal:
     """Grip, carry over `xy`, lower to `low`, let go within `near` of it, and once `done` (N,) rise out of the way."""
-    grip = _grip(now, tip)
+    gripping = grip(now, tip)
     has = held(now.q, now.blocks) == now.first
     xy = xy + np.where(has[:, None], tip[:, :2] - now.block[:, :2], 0.0)  # the block is to be there, not the tip
-    over = _over(tip, xy, low, CARRY_HEIGHT, 0.008, 0.065)
+    above = over(tip, xy, low, CARRY_HEIGHT, 0.008, 0.065)
     there = (np.hypot(*(xy - tip[:, :2]).T) < near) & (tip[:, 2] < low + 0.010)
     away = np.concatenate([tip[:, :2], np.full((len(tip), 1), CARRY_HEIGHT)], axis=1)
     away[:, 2] = np.where(now.q[:, 6] > 0.066, away[:, 2], tip[:, 2])  # the fingers open before they rise
     return Goal(
-        np.select([has[:, None], done[:, None]], [over, away], grip.tip),
-        np.where(has | done, now.q[:, 5], grip.roll),
-        np.select([has, done], [np.where(there, OPEN, SQUEEZE), OPEN], grip.opening),
+        np.select([has[:, None], done[:, None]], [above, away], gripping.tip),
+        np.where(has | done, now.q[:, 5], gripping.roll),
+        np.select([has, done], [np.where(there, OPEN, SQUEEZE), OPEN], gripping.opening),
     )
 
 
@@ -222,9 +112,9 @@ def _push(now: Situation, tip: np.ndarray, side: int) -> Goal:
     low = np.full(len(tip), 0.016)
     pushing = (gap > 0.026) & (gap < BEHIND + 0.030) & (beside < 0.016) & (tip[:, 2] < 0.030)
     start = block[:, :2] - np.array([0.0, side * BEHIND])
-    approach = _over(tip, start, low, TRAVEL_HEIGHT, 0.012, 0.045)
+    approach = over(tip, start, low, TRAVEL_HEIGHT, 0.012, 0.045)
     # Turned and narrow before it is down: else a finger lands on the block.
-    unready = np.maximum(_smoothstep(np.abs(roll - now.q[:, 5]), 0.25, 0.60), _smoothstep(now.q[:, 6], 0.040, 0.055))
+    unready = np.maximum(smoothstep(np.abs(roll - now.q[:, 5]), 0.25, 0.60), smoothstep(now.q[:, 6], 0.040, 0.055))
     approach[:, 2] = np.maximum(approach[:, 2], 0.016 + 0.060 * unready)
     on = np.stack([block[:, 0], tip[:, 1] + side * PUSH_AHEAD, low], axis=1)
     up = np.concatenate([tip[:, :2], np.full((len(tip), 1), TRAVEL_HEIGHT)], axis=1)
@@ -286,7 +176,7 @@ def goal(now: Situation) -> Goal:
     rows = np.flatnonzero((gripped >= 0) & ~(grips & (gripped == now.first)))
     if len(rows):
         _fill(out, rows, _put_down(now.only(rows), tip[rows], gripped[rows]))
-    open_around = (_between(now.q, now.blocks, LEFT_BELOW) >= 0) & (now.q[:, 6] >= HELD_OPENING)
+    open_around = (between(now.q, now.blocks, LEFT_BELOW) >= 0) & (now.q[:, 6] >= HELD_OPENING)
     rows = np.flatnonzero(open_around & ~grips)
     if len(rows):
         _fill(out, rows, _leave(now.only(rows), tip[rows]))

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from sim import expert
+from sim.grip import TURN_ON
 from sim.judging import LIFT, PUSH
 from sim.kinematics import tip_position
 from sim.scene import BIN_CENTRE, BIN_SIZE, BLOCK_SIZE, COLOURS
+from sim.situation import HELD_OPENING, Situation, held
 from sim.tasks import Task
 
 _KEEPS = ("pick", "bin", "stack")
@@ -21,10 +23,10 @@ def phase(q: np.ndarray, blocks: np.ndarray, task: Task) -> str:
     approach, press, grip, turn (on around a block whose corners were felt), lift, carry, release, push, retreat, or put
     down what is not wanted in the hand.
     """
-    now = expert.Situation.of(q[None], blocks[None], [task])
+    now = Situation.of(q[None], blocks[None], [task])
     aim, tip = expert.goal(now), tip_position(q[None])[0]
-    block, gripped = now.block[0], int(expert.held(now.q, now.blocks)[0])
-    is_open = bool(aim.opening[0] > expert.HELD_OPENING)
+    block, gripped = now.block[0], int(held(now.q, now.blocks)[0])
+    is_open = bool(aim.opening[0] > HELD_OPENING)
     if gripped >= 0 and not (task.kind in _KEEPS and gripped == now.first[0]):
         return "put down"
     if gripped >= 0:
@@ -42,7 +44,7 @@ def phase(q: np.ndarray, blocks: np.ndarray, task: Task) -> str:
         return "retreat"
     if task.kind == "bin" and float(np.abs(block[:2] - BIN_CENTRE).max()) < BIN_SIZE / 2 - 0.004:
         return "retreat"
-    if aim.roll[0] - now.q[0, 5] > 0.99 * expert.TURN_ON:
+    if aim.roll[0] - now.q[0, 5] > 0.99 * TURN_ON:
         return "turn"
     return "approach" if is_open else "grip"
 
@@ -52,7 +54,7 @@ def explained(
 ) -> dict[str, Any]:
     """Phase, distances in m and what was touched, for JSON; `before` is the same at the start of the episode."""
     tip = tip_position(q[None])[0]
-    gripped = int(expert.held(q[None], blocks[None])[0])
+    gripped = int(held(q[None], blocks[None])[0])
     values: dict[str, Any] = {
         "tip": _rounded(tip),
         "joints": _rounded(q),

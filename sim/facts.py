@@ -15,9 +15,9 @@ from dataclasses import replace
 import numpy as np
 
 from sim import expert
-from sim.expert import Situation
 from sim.kinematics import JOINTS, tool_down
 from sim.scene import BIN_CENTRE, BLOCK_SIZE
+from sim.situation import Situation, held
 from sim.tasks import KINDS
 
 _JOINTS = ("waist", "shoulder", "elbow", "wrist_pitch")
@@ -67,8 +67,8 @@ def blurred(rng: np.random.Generator, now: Situation) -> np.ndarray:
 
 def _holds(now: Situation) -> np.ndarray:
     """(N, 2): whether the named block is in the grip, and whether another one is."""
-    held = expert.held(now.q, now.blocks)
-    return np.stack([held == now.first, (held >= 0) & (held != now.first)], axis=1)
+    gripped = held(now.q, now.blocks)
+    return np.stack([gripped == now.first, (gripped >= 0) & (gripped != now.first)], axis=1)
 
 
 def _reach(tip: np.ndarray) -> np.ndarray:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from control.clock import FakeClock
-from sim import expert, facts
+from sim import facts
 from sim.demonstrations import PERIOD_S, TICK_S, drive
 from sim.options import seed_number
 from sim.own_episodes import OwnEpisodes
 from sim.rehearsal import Rehearsal, Track, rehearse
 from sim.rollouts import Collector, Frame, Policy
+from sim.situation import Situation
 from sim.tabletop import TabletopRobot
 
 _FIRST, _KEPT = 40, 1200  # episodes before the first rehearsal, and at most
@@ -27,7 +28,7 @@ class Told(Collector):
     """A collector whose policy is told the facts, blurred, and sees nothing."""
 
     def _see(self, tables: Sequence) -> None:  # noqa: ANN401 - of the base class' own kind
-        now = expert.Situation.of(
+        now = Situation.of(
             np.stack([table.robot.read_state() for table in tables]),
             np.stack([table.robot.block_poses for table in tables]),
             [table.task for table in tables],

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim import expert, facts, tasks
-from sim.expert import Situation
+from sim.situation import Situation, indices
 
 _OTHER = 0.3  # of the situations are met under another task than the one that went on
 _NOISE_RAD = 0.002
@@ -60,7 +60,7 @@ def rehearse(
     ticks = (rng.random(half) * [len(tracks[i].states) for i in chosen]).astype(int)
     asked = np.array([tracks[i].asked[tick] for i, tick in zip(chosen, ticks, strict=True)])
     for row in np.flatnonzero(rng.random(half) < _OTHER):
-        asked[row] = expert.indices(tasks.sample_task(rng, kinds))
+        asked[row] = indices(tasks.sample_task(rng, kinds))
     now = _situation(tracks, chosen, ticks, asked)
     now.q[:, :6] += rng.normal(0.0, _NOISE_RAD, (half, 6))
     targets = expert.targets(now, horizon, period_s)

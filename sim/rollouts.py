@@ -24,6 +24,7 @@ from sim.demonstrations import PERIOD_S, TICK_NS, TICK_S, Look, Whims, look_at, 
 from sim.following import Following
 from sim.options import seed_number
 from sim.rehearsal import Track
+from sim.situation import Situation, indices
 from sim.tabletop import TabletopRobot
 
 LIMIT_S = 9.0  # of a task: the expert needs 1 to 5
@@ -66,7 +67,7 @@ class Scene:
 
     @property
     def track(self) -> Track:
-        asked = np.array([expert.indices(task) for task in self.asked])
+        asked = np.array([indices(task) for task in self.asked])
         return Track(np.array(self.states), np.array(self.blocks), asked)
 
     def looks(self) -> list[Look]:
@@ -234,7 +235,7 @@ def labelled(scenes: Sequence[Scene], horizon: int) -> Rollouts:
     starts = np.cumsum([0, *(len(scene.states) for scene in scenes)])
     states = np.concatenate([np.array(scene.states) for scene in scenes])
     asked = [task for scene in scenes for task in scene.asked]
-    situation = expert.Situation.of(states, np.concatenate([np.array(scene.blocks) for scene in scenes]), asked)
+    situation = Situation.of(states, np.concatenate([np.array(scene.blocks) for scene in scenes]), asked)
     last = np.concatenate([start + np.array(scene.last_tick) for start, scene in zip(starts, scenes, strict=False)])
     frame_tick = np.array(
         [start + frame.tick for start, scene in zip(starts, scenes, strict=False) for frame in scene.frames]

@@ -14,6 +14,7 @@ from control.clock import NS_PER_MS
 from control.messages import Features
 from sim import expert, kinematics, tasks
 from sim.scene import COLOURS
+from sim.situation import Situation, indices
 from sim.tabletop import TabletopRobot
 
 
@@ -41,7 +42,7 @@ class TruthEncoder:
         self.poses.append(frames.images["truth"])
         self.instructions.append((instruction.session, instruction.id))
         task = tasks.parse(instruction.text)
-        wanted = (-1, -1, -1) if task is None else expert.indices(task)
+        wanted = (-1, -1, -1) if task is None else indices(task)
         values = [frames.stamp_ns / NS_PER_MS, *wanted, *frames.images["truth"].ravel()]
         ids = (instruction.session, instruction.id, 1, "stand-in")
         tokens = np.array([values], dtype=np.float64).astype(np.float32)
@@ -72,7 +73,7 @@ class OracleHead:
             return np.tile(state, (self.horizon, 1))
         task = tasks.Task(tasks.KINDS[kind], COLOURS[first], COLOURS[second] if tasks.KINDS[kind] == "stack" else None)
         past = list(self.states)[-1 - min(round(feature_age_ms / 100), len(self.states) - 1) :]
-        now = expert.Situation.of(past[0][None], tokens[0, 4:].reshape(1, 4, 4), [task])
+        now = Situation.of(past[0][None], tokens[0, 4:].reshape(1, 4, 4), [task])
         for joints in past[1:]:
             now = expert._after(now, joints[None])
-        return expert.targets(expert.Situation.of(state[None], now.blocks, [task]), self.horizon)[0]
+        return expert.targets(Situation.of(state[None], now.blocks, [task]), self.horizon)[0]

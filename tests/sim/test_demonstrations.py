@@ -8,6 +8,7 @@ import pytest
 from sim import expert, facts, tasks
 from sim.demonstrations import PERIOD_S, TICK_S, Batch, looks, sample_batches
 from sim.scene import CAMERAS, COLOURS
+from sim.situation import Situation
 from sim.tabletop import TabletopRobot
 
 pytestmark = pytest.mark.usefixtures("can_render")
@@ -88,7 +89,7 @@ def test_the_chunk_is_the_experts_for_the_instruction_from_where_the_arm_was_tha
         assert min(off) < 0.012  # the measurement noise has a deviation of 0.002
         look = alike[int(np.argmin(off))]
         q, blocks = sampled.states[i].astype(np.float64), look.track.blocks[look.tick + ticks]
-        wanted = expert.targets(expert.Situation.of(q, blocks, [task] * ACTING), 8, PERIOD_S)
+        wanted = expert.targets(Situation.of(q, blocks, [task] * ACTING), 8, PERIOD_S)
         wrong = np.abs(sampled.targets[i] - wanted).max(axis=(1, 2))
         assert np.median(wrong) < 1e-4  # a state kept as float32 may fall on the other side of one of the law's edges
 
@@ -122,7 +123,7 @@ def test_facts_are_those_of_the_frame_and_of_the_instruction(taken):
         image = seen({name: images[i] for name, images in sampled.images.items()})
         look = next(look for look in taken if seen(look.images) == image)
         states, blocks = look.track.states[look.tick], look.track.blocks[look.tick]
-        wanted = facts.of(expert.Situation.of(states[None], blocks[None], [tasks.parse(text)]))
+        wanted = facts.of(Situation.of(states[None], blocks[None], [tasks.parse(text)]))
         np.testing.assert_allclose(sampled.truth.facts[i], wanted[0], atol=0.02)  # alike frames differ by less
 
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from sim import expert, kinematics, tasks
-from sim.expert import Situation
 from sim.following import Following
+from sim.grip import OPEN, OPENING_HEIGHT
 from sim.judging import LIMIT_S
 from sim.kinematics import tip_position, tool_down
 from sim.placement import place_blocks
 from sim.scene import BIN_CENTRE, BLOCK_SIZE, COLOURS
+from sim.situation import GRASP, TRAVEL_HEIGHT, Situation, held
 from sim.tabletop import HOME
 from sim.tasks import KINDS, Task
 
@@ -39,7 +40,7 @@ def do(bench, text: str, seconds: float | None = None) -> bool | None:
 
 
 def holds(bench) -> str | None:
-    index = int(expert.held(bench.robot.read_state()[None], bench.robot.block_poses[None])[0])
+    index = int(held(bench.robot.read_state()[None], bench.robot.block_poses[None])[0])
     return None if index < 0 else COLOURS[index]
 
 
@@ -179,30 +180,30 @@ def test_a_chunk_is_what_the_law_does_a_step_later_while_nothing_is_met():
     now = random_situations(300, seed=4, tip_low=0.15)
     chunk = expert.targets(now, horizon=2)
     later = Situation(chunk[:, 0], now.blocks, now.kind, now.first, now.second)
-    free = expert.held(now.q, now.blocks) < 0
+    free = held(now.q, now.blocks) < 0
     np.testing.assert_allclose(chunk[free, 1], expert.next_target(later, 0.1)[free], atol=1e-12)
 
 
 def test_a_gripped_block_moves_along_in_the_chunk():
-    tip = np.array([[0.36, -0.18, Z + expert.GRASP]])
+    tip = np.array([[0.36, -0.18, Z + GRASP]])
     q = tool_down(tip, 0.045)
     now = Situation.of(q, ROW[None], [Task("pick", "red")])
-    assert expert.held(q, ROW[None]).tolist() == [0]
+    assert held(q, ROW[None]).tolist() == [0]
     rise = tip_position(expert.targets(now, 8)[0])[:, 2]
     assert (np.diff(rise) > -1e-9).all() and rise[-1] == pytest.approx(expert.LIFT_HEIGHT, abs=0.01)
 
 
 @pytest.mark.parametrize("opening", [0.020, 0.060, 0.080])
 def test_fingers_that_are_empty_or_open_hold_nothing(opening):
-    q = tool_down(np.array([[0.36, -0.18, Z + expert.GRASP]]), opening)
-    assert expert.held(q, ROW[None]).tolist() == [-1]
+    q = tool_down(np.array([[0.36, -0.18, Z + GRASP]]), opening)
+    assert held(q, ROW[None]).tolist() == [-1]
 
 
 def test_a_low_tip_far_from_the_block_rises_before_it_moves_sideways():
     tip = np.array([[0.30, 0.0, 0.02]])
     now = Situation.of(tool_down(tip, 0.008), ROW[None], [Task("touch", "yellow")])
     aim = expert.goal(now).tip[0]
-    np.testing.assert_allclose(aim, [0.30, 0.0, expert.TRAVEL_HEIGHT], atol=1e-9)
+    np.testing.assert_allclose(aim, [0.30, 0.0, TRAVEL_HEIGHT], atol=1e-9)
 
 
 def test_a_tip_over_the_block_is_sent_just_under_its_top_face():
@@ -249,11 +250,11 @@ def test_half_open_fingers_in_mid_air_rise_above_any_that_hold_a_block(kind):
             q, np.broadcast_to(ROW, (200, 4, 4)), [Task(kind, "red", "blue" if kind == "stack" else None)] * 200
         )
         empty = expert.goal(now)
-        assert np.all(empty.tip[:, 2] > tip[:, 2] + 0.02) and np.all(empty.opening == expert.OPEN)
+        assert np.all(empty.tip[:, 2] > tip[:, 2] + 0.02) and np.all(empty.opening == OPEN)
         blocks = now.blocks.copy()
-        blocks[:, 0, :3] = tip - (0.0, 0.0, expert.GRASP)
+        blocks[:, 0, :3] = tip - (0.0, 0.0, GRASP)
         goes = (ROW[2] if kind == "stack" else np.array([*BIN_CENTRE, 0.0]))[:2]
         rises = (tip[:, 2] < 0.14) & (np.hypot(*(tip[:, :2] - goes).T) > 0.08)  # there it is lowered, later on
         assert rises.sum() > 50
         assert np.all(expert.goal(replace(now, blocks=blocks)).tip[rises, 2] > tip[rises, 2])
-    assert max(expert.LIFT_HEIGHT, expert.CARRY_HEIGHT) + 0.02 < expert.OPENING_HEIGHT
+    assert max(expert.LIFT_HEIGHT, expert.CARRY_HEIGHT) + 0.02 < OPENING_HEIGHT

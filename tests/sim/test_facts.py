@@ -10,6 +10,7 @@ from sim import expert, facts, tasks
 from sim.kinematics import tip_position, tool_down
 from sim.rehearsal import Rehearsal, Track, rehearse
 from sim.scene import BIN_CENTRE, BLOCK_SIZE, COLOURS
+from sim.situation import GRASP, Situation, indices
 
 HOME = tool_down(np.array([[0.30, 0.0, 0.24]]), 0.08)[0]
 BLOCKS = np.array(
@@ -17,12 +18,12 @@ BLOCKS = np.array(
 )
 
 
-def situation(*asked: tasks.Task) -> expert.Situation:
+def situation(*asked: tasks.Task) -> Situation:
     count = len(asked)
-    return expert.Situation.of(np.tile(HOME, (count, 1)), np.tile(BLOCKS, (count, 1, 1)), list(asked))
+    return Situation.of(np.tile(HOME, (count, 1)), np.tile(BLOCKS, (count, 1, 1)), list(asked))
 
 
-def told(now: expert.Situation) -> dict[str, np.ndarray]:
+def told(now: Situation) -> dict[str, np.ndarray]:
     return dict(zip(facts.NAMES, facts.of(now).T, strict=True))
 
 
@@ -60,7 +61,7 @@ def test_how_a_block_is_turned_is_not_told() -> None:
 
 
 def test_what_is_gripped_is_told_and_whether_it_is_the_named_one() -> None:
-    gripping = tool_down(BLOCKS[:1, :3] + (0, 0, expert.GRASP), 0.048)
+    gripping = tool_down(BLOCKS[:1, :3] + (0, 0, GRASP), 0.048)
     for colour, wanted in ((COLOURS[0], (1, 0)), (COLOURS[1], (0, 1))):
         now = replace(situation(tasks.Task("pick", colour)), q=gripping)
         assert (told(now)["holds_it"][0], told(now)["holds_another"][0]) == wanted
@@ -84,7 +85,7 @@ def track(ticks: int, seed: int) -> Track:
     rng = np.random.default_rng(seed)
     states = HOME + rng.normal(0, 0.002, (ticks, 7)).cumsum(axis=0)
     blocks = BLOCKS + rng.normal(0, 1e-4, (ticks, 4, 4)).cumsum(axis=0)
-    asked = [expert.indices(tasks.sample_task(rng)) for _ in range(ticks // 30 + 1)]
+    asked = [indices(tasks.sample_task(rng)) for _ in range(ticks // 30 + 1)]
     return Track(states, blocks, np.repeat(asked, 30, axis=0)[:ticks])
 
 
@@ -107,7 +108,7 @@ def test_a_rehearsal_is_labelled_by_the_expert_for_facts_of_some_time_before() -
             if np.abs(one.states[tick, :6] - got.states[row, :6]).max() > 0.012 or one.asked[tick, 0] != kind[row]:
                 continue
             asked = one.asked[tick]
-            now = expert.Situation(got.states[row][None].astype(float), one.blocks[tick][None], *asked[:, None])
+            now = Situation(got.states[row][None].astype(float), one.blocks[tick][None], *asked[:, None])
             right += bool(np.abs(expert.targets(now, 8, 0.1)[0] - got.targets[row]).max() < 2e-3)
     assert right > 100  # some are met under another task, and a neighbouring tick may be nearer by the noise
 

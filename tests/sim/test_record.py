@@ -20,6 +20,7 @@ from sim.demonstration_files import Demonstrator, Plan, file_of
 from sim.demonstration_workers import WorkerFailed, record
 from sim.record_commands import app
 from sim.scene import COLOURS
+from sim.situation import Situation
 
 pytestmark = pytest.mark.usefixtures("can_render")
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,7 +98,7 @@ def test_the_label_is_the_experts_chunk_from_the_true_state(made):
         truth = recording.truths[recording.newest("truth", label.stamp_ns)]
         assert state.stamp_ns == truth.stamp_ns == label.stamp_ns and list(truth.objects) == list(COLOURS)
         task = kinds[state.task_instruction_id - 1]
-        now = expert.Situation.of(state.values[None], np.array(list(truth.objects.values()))[None], [task])
+        now = Situation.of(state.values[None], np.array(list(truth.objects.values()))[None], [task])
         np.testing.assert_array_equal(label.targets, expert.targets(now, 8, 0.1)[0])
 
 

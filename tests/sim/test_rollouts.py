@@ -10,6 +10,7 @@ import pytest
 
 from sim import expert, tasks
 from sim.rollouts import Collector, Rollouts, Scene, labelled, successes
+from sim.situation import Situation
 from sim.source import TabletopSource
 
 pytestmark = pytest.mark.usefixtures("can_render")
@@ -40,7 +41,7 @@ class Knows(Stands):
         self.ages += age_ms.tolist()
         tables = self.collector.tables
         poses = np.stack([table.robot.block_poses for table in tables])
-        situation = expert.Situation.of(states, poses, [table.task for table in tables])
+        situation = Situation.of(states, poses, [table.task for table in tables])
         return expert.targets(situation, 8, 0.1)
 
 
