@@ -13,7 +13,7 @@ from sim.judging import LIMIT_S
 from sim.kinematics import tip_position, tool_down
 from sim.placement import place_blocks
 from sim.scene import BIN_CENTRE, BLOCK_SIZE, COLOURS
-from sim.situation import GRASP, TRAVEL_HEIGHT, Situation, held
+from sim.situation import GRASP, HELD_OPENING, TRAVEL_HEIGHT, Situation, held
 from sim.tabletop import HOME
 from sim.tasks import KINDS, Task
 
@@ -258,3 +258,21 @@ def test_half_open_fingers_in_mid_air_rise_above_any_that_hold_a_block(kind):
         assert rises.sum() > 50
         assert np.all(expert.goal(replace(now, blocks=blocks)).tip[rises, 2] > tip[rises, 2])
     assert max(expert.LIFT_HEIGHT, expert.CARRY_HEIGHT) + 0.02 < OPENING_HEIGHT
+
+
+def test_fingers_close_all_through_a_span_whatever_opening_is_read_on_the_way():
+    """Only where it ends they open and turn on: an opening that is read on the way past means nothing yet."""
+    openings = np.arange(0.050, 0.0799, 0.0005)
+    q = tool_down(np.tile((0.36, -0.18, Z + GRASP), (len(openings), 1)), openings)
+    now = Situation.of(q, np.broadcast_to(ROW, (len(openings), 4, 4)), [Task("bin", "red")] * len(openings))
+    squeezes = now.q[:, 6] > HELD_OPENING  # gripped from there on
+    for roll in (0.0, 0.15, 0.80, 0.95):
+        q[:, 5] = roll
+        goal = expert.goal(replace(now, q=q))
+        drift = goal.roll - roll
+        assert np.all(goal.opening[squeezes] < HELD_OPENING)
+        assert np.all(drift[openings > 0.065] > 0.05) and np.all(np.abs(drift[openings < 0.063]) < 1e-9)
+    q[:, 5] = 0.45
+    goal = expert.goal(replace(now, q=q))
+    between = openings > 0.065
+    assert np.all(goal.opening[between] == OPEN) and np.all(goal.roll[between] > 0.45 + 0.4)
