@@ -34,7 +34,7 @@ OBJECTS = (*COLOURS, "bin")
 _FRAMES_A_SECOND = 3.0
 _EPISODE_S = 8.0
 _POOL = 1536  # frames that are mixed before batches are drawn from them
-_SERVES = 2  # times on average that a frame is drawn
+_SERVES = 4  # times on average that a frame is drawn
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -239,7 +239,7 @@ def _mixed(
 
 
 def _taken(rng: np.random.Generator, waiting: list[Look]) -> Look:
-    """One of them. Each serves `_SERVES` times, under other tasks: to render it took longer than to learn from it."""
+    """One of them. Each serves `_SERVES` times, under other tasks: to get it took longer than to learn from it."""
     index = int(rng.integers(len(waiting)))
     return waiting.pop(index) if rng.random() < 1 / _SERVES else waiting[index]
 

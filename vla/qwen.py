@@ -238,7 +238,7 @@ class QwenBackbone(nn.Module):
         for group, image in zip(prompt.groups, seen, strict=True):
             hidden = hidden.index_copy(0, group.image_index, image.flatten(0, 1).to(hidden.dtype))
         cos, sin = text_rotary(prompt.position_ids, self.config.text_config, self.dtype, self.device)
-        ends = self._row_ends(rows, length)
+        ends = self.row_ends(rows, length)
         for block in model.blocks:
             states = (part.unflatten(0, (rows, length)) for part in block.project(hidden, cos, sin))
             hidden = block.finish(hidden, self.attention.rows(*states, ends, model.scale).flatten(0, 1))
@@ -260,7 +260,7 @@ class QwenBackbone(nn.Module):
         count = max(prompt.text_tokens)
         hidden = model.embed_tokens(prompt.token_ids[:, :count]).flatten(0, 1)
         cos, sin = text_rotary(prompt.position_ids[:, :, :count], text, self.dtype, self.device)
-        ends = self._row_ends(rows, count)
+        ends = self.row_ends(rows, count)
         keys, values = [], []
         for block in model.blocks:
             query, key, value = (part.unflatten(0, (rows, count)) for part in block.project(hidden, cos, sin))
@@ -277,7 +277,7 @@ class QwenBackbone(nn.Module):
         """(I, D) last hidden states of the image tokens, group by group, from their (views, M, D) embeddings."""
         model = self.language
         hidden = torch.cat([image.flatten(0, 1) for image in images]).to(self.dtype)
-        ends = self._row_ends(prefix.views, len(prefix.keys[0]) // prefix.views)
+        ends = self.row_ends(prefix.views, len(prefix.keys[0]) // prefix.views)
         for block, keys, values in zip(model.blocks, prefix.keys, prefix.values, strict=True):
             query, key, value = block.project(hidden, prefix.cos, prefix.sin)
             asked = query.new_zeros(len(keys), *query.shape[1:]).index_copy(0, prefix.image_index, query)
@@ -288,7 +288,8 @@ class QwenBackbone(nn.Module):
             hidden = block.finish(hidden, attended.index_select(0, prefix.image_index))
         return model.norm(hidden)
 
-    def _row_ends(self, rows: int, length: int) -> torch.Tensor | None:
+    def row_ends(self, rows: int, length: int) -> torch.Tensor | None:
+        """Where rows end, as `attention` wants it."""
         return self.attention.ends(rows, torch.arange(0, length + 1, length, device=self.device, dtype=torch.int32))
 
     def tables(self, size: tuple[int, int]) -> ImageTables:

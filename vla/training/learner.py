@@ -30,6 +30,7 @@ from vla.prompt import Prompt, Prompter, Row, stack
 from vla.qwen import QwenBackbone
 from vla.sizes import SIDE
 from vla.training.dataset import Batch, Rehearsal
+from vla.training.shared_text import SharedText, image_states, take
 
 MIN_STD = 1e-3
 MIN_VALUE_STD = 0.01
@@ -76,6 +77,7 @@ class Inputs:
     images: torch.Tensor  # (N * V, patches, 588) uint8
     image_index: torch.Tensor  # (M,)
     prompt: Prompt
+    shared: SharedText
     states: torch.Tensor  # (M, K, S)
     age_ms: torch.Tensor  # (M, K)
     targets: torch.Tensor  # (M, K, H, A)
@@ -88,6 +90,7 @@ class Inputs:
             self.images.to(device),
             self.image_index.to(device),
             self.prompt.to(device),
+            self.shared.to(device),
             self.states.to(device),
             self.age_ms.to(device),
             self.targets.to(device),
@@ -155,9 +158,8 @@ class Learner(nn.Module):
         samples, views = len(inputs.image_index), len(self.spec.cameras)
         size = next(iter(self.spec.model_sizes.values()))
         seen = self.backbone.vision(inputs.images, size).unflatten(0, (-1, views))
-        seen = seen[inputs.image_index].flatten(0, 1)
-        hidden = self.backbone.hidden([seen], inputs.prompt)
-        (tokens,) = self.backbone.image_hidden(hidden, inputs.prompt)
+        seen = take(seen, inputs.image_index).flatten(0, 1)
+        (tokens,) = image_states(self.backbone, [seen], inputs.prompt, inputs.shared)
         pooled, logits = self.pool.attend(tokens.unflatten(0, (samples, views)))
         features = self.aggregate(pooled)
         return Outputs(features, self.head.read(features.float()), logits.float(), self.where(pooled).float())
@@ -225,10 +227,12 @@ class Collator:
             self._row(text, camera, size) for text in batch.instructions for camera, size in cameras.items()
         ]
         images = torch.stack([torch.from_numpy(self._seen(batch.images[camera], camera)) for camera in cameras], dim=1)
+        prompt = stack(rows)
         return Inputs(
             patches(resize(images.flatten(0, 1), *next(iter(cameras.values())))),
             torch.from_numpy(batch.image_index).long(),
-            stack(rows),
+            prompt,
+            SharedText.of(prompt),
             torch.from_numpy(batch.states).float(),
             torch.from_numpy(batch.feature_age_ms).float(),
             torch.from_numpy(batch.targets).float(),
