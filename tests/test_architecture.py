@@ -23,6 +23,7 @@ VLA_MAY_USE = {
     "control.discovery",
     "control.errors",
     "control.head",
+    "control.progress",
     "control.reasons",
     "control.episodes",
     "control.recording_format",

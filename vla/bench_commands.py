@@ -157,9 +157,9 @@ def bench_accuracy(
 ) -> None:
     """What the configured precision changes: features of each view, layers and actions, against the config's limits."""
     from rich.console import Console
-    from rich.progress import Progress
 
     from control.environment import environment
+    from control.progress import Progress
     from control.report import check_writable, write_report
     from vla.accuracy import Limits, compare, table
     from vla.policy import load_head
@@ -172,8 +172,7 @@ def bench_accuracy(
     options = settings.encoder
     reference, candidate = _load_encoder(plain), _load_encoder(settings)
     head = load_head(Path(options.policy), options.random_weights)
-    with Progress(transient=True) as progress:
-        bar = progress.add_task("captures", total=len(captures))
+    with Progress(len(captures), "captures") as progress:
         found = compare(
             reference,
             candidate,
@@ -181,7 +180,7 @@ def bench_accuracy(
             head,
             Limits(**options.accuracy.model_dump()),
             (against, _described(settings)),
-            lambda done: progress.update(bar, completed=done),
+            lambda done: progress.show(done, f"{against} beside {_described(settings)}"),
         )
     Console().print(table(found))
     typer.echo(found.verdict())
