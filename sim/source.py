@@ -28,6 +28,9 @@ class TabletopSource:
 
     def __init__(self, kinds: Sequence[str] = tasks.KINDS, frames: int = 16, max_age_ms: float = 1000.0) -> None:
         self._kinds, self._frames, self._max_age_ms = tuple(kinds), frames, max_age_ms
+        self._drawn = self._kinds + tuple(
+            kind for kind in self._kinds if kind == "stack"
+        )  # twice as often: the hardest
 
     @property
     def robot(self) -> RobotSpec:
@@ -54,7 +57,7 @@ class TabletopSource:
             self._frames,
             horizon=horizon,
             max_age_ms=self._max_age_ms,
-            kinds=self._kinds,
+            kinds=self._drawn,
             source=lambda: self._mixture(seed, current, log),
             rehearsed=REHEARSED,
         )
@@ -67,11 +70,11 @@ class TabletopSource:
         log: Callable[[str], None] = lambda line: None,
     ) -> Iterator[Rehearsal]:
         """Situations without pictures, also from the episodes of the `current` policy, which acts on facts."""
-        return rehearsals(seed, self._kinds, REHEARSED, horizon, self._max_age_ms, current, log)
+        return rehearsals(seed, self._drawn, REHEARSED, horizon, self._max_age_ms, current, log)
 
     def _mixture(self, seed: int, current: Callable[[], Policy | None], log: Callable[[str], None]) -> Iterator[Look]:
-        demonstrated = looks(seed, self._kinds)
-        own = OwnEpisodes(seed, self._kinds, self._max_age_ms, log, "own episodes")
+        demonstrated = looks(seed, self._drawn)
+        own = OwnEpisodes(seed, self._drawn, self._max_age_ms, log, "own episodes")
         while True:
             policy = current()
             if policy is None:
@@ -91,7 +94,7 @@ class TabletopSource:
     def collect(self, policy: Policy, seed: int, frames: int, horizon: int, expert_share: float) -> Rollouts:
         """Episodes of the policy, labelled."""
         tables = min(TABLES, max(1, frames // 100))
-        collector = Collector(policy, seed, tables, self._kinds, self._max_age_ms, expert_share)
+        collector = Collector(policy, seed, tables, self._drawn, self._max_age_ms, expert_share)
         scenes, count = [], 0
         for scene in collector.scenes():
             scenes.append(scene)

@@ -92,6 +92,17 @@ def test_a_block_that_lies_turned_is_gripped_by_feel(bench, degrees):
         assert (bench.robot.read_state()[5] > 0.2) == (abs(degrees) > 32)
 
 
+@pytest.mark.parametrize("degrees", (75, 90, 105, 120, 285, 300))
+def test_a_block_is_gripped_although_a_finger_stands_on_the_one_beside_it(bench, degrees):
+    """Turned as they go down, the fingers would come to lie on the other one: they turn until they do not."""
+    direction = np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
+    red = np.array([0.36, -0.08])
+    blocks = np.array([[*red, Z, np.radians(degrees)], [*(red + 0.065 * direction), Z, np.radians(degrees)], *ROW[2:]])
+    blocks[2:, 1] += 0.10
+    bench.robot.pose(tool_down(np.array([[*red, 0.15]]), 0.08)[0], blocks)
+    assert do(bench, "pick up the red block") is True
+
+
 def test_the_law_of_a_grip_does_not_ask_how_the_block_is_turned():
     now = random_situations(500, seed=5)
     turned = now.blocks + np.random.default_rng(0).uniform(-1, 1, (500, 4, 1)) * (0, 0, 0, 1)
