@@ -28,9 +28,7 @@ class TabletopSource:
 
     def __init__(self, kinds: Sequence[str] = tasks.KINDS, frames: int = 16, max_age_ms: float = 1000.0) -> None:
         self._kinds, self._frames, self._max_age_ms = tuple(kinds), frames, max_age_ms
-        self._drawn = self._kinds + tuple(
-            kind for kind in self._kinds if kind == "stack"
-        )  # twice as often: the hardest
+        self._drawn = (*self._kinds, *(kind for kind in self._kinds if kind == "stack"))  # the hardest, twice as often
 
     @property
     def robot(self) -> RobotSpec:

@@ -172,6 +172,7 @@ def bench_accuracy(
     options = settings.encoder
     reference, candidate = _load_encoder(plain), _load_encoder(settings)
     head = load_head(Path(options.policy), options.random_weights)
+    names = (against, _described(settings))
     with Progress(len(captures), "captures") as progress:
         found = compare(
             reference,
@@ -179,8 +180,8 @@ def bench_accuracy(
             captures,
             head,
             Limits(**options.accuracy.model_dump()),
-            (against, _described(settings)),
-            lambda done: progress.show(done, f"{against} beside {_described(settings)}"),
+            names,
+            lambda done: progress.show(done, " beside ".join(names)),
         )
     Console().print(table(found))
     typer.echo(found.verdict())

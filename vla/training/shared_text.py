@@ -30,39 +30,35 @@ from vla.tables import text_rotary
 class SharedText:
     """Which places of the flattened rows are computed, and which of these stands at each place."""
 
-    kept: torch.Tensor  # (T,) places in (V * L)
+    kept: torch.Tensor  # (T,) places in (V * L): the image tokens, group by group, and then the text
     source: torch.Tensor  # (V * L,) indices into `kept`
 
     @staticmethod
     def of(prompt: Prompt) -> SharedText:
-        ids = prompt.token_ids.numpy()
+        ids, ends = prompt.token_ids.numpy(), np.array(prompt.text_tokens)
         rows, length = ids.shape
-        ends = np.array(prompt.text_tokens)
-        is_image = np.zeros(rows * length, dtype=bool)
-        for group in prompt.groups:
-            is_image[group.image_index.numpy()] = True
-        is_image = is_image.reshape(rows, length)
-        kept: list[np.ndarray] = []
-        source = np.zeros((rows, length), dtype=np.int64)
-        count = 0
+        images = _image_places(prompt).numpy()
+        source = np.zeros(rows * length, dtype=np.int64)
+        source[images] = np.arange(len(images))
+        kept, count, vocabulary = [images], len(images), int(ids.max()) + 1
         before = np.zeros(rows, dtype=np.int64)  # what a row begins with, as a number
-        for place in range(length):
-            alone = np.flatnonzero(is_image[:, place])
-            kept.append(alone * length + place)
-            source[alone, place] = count + np.arange(len(alone))
-            count += len(alone)
+        for place in range(ends.max()):
             text = np.flatnonzero(place < ends)
-            if len(text):
-                begins = before[text] * (int(ids.max()) + 1) + ids[text, place]
-                _, first, which = np.unique(begins, return_index=True, return_inverse=True)
-                kept.append(text[first] * length + place)
-                source[text, place] = count + which
-                before[text] = which
-                count += len(first)
-        return SharedText(torch.from_numpy(np.concatenate(kept)), torch.from_numpy(source.reshape(-1)))
+            begins = before[text] * vocabulary + ids[text, place]
+            _, first, which = np.unique(begins, return_index=True, return_inverse=True)
+            before[text] = which
+            source[text * length + place] = count + which
+            kept.append(text[first] * length + place)
+            count += len(first)
+        return SharedText(torch.from_numpy(np.concatenate(kept)), torch.from_numpy(source))
 
     def to(self, device: torch.device) -> SharedText:
         return SharedText(self.kept.to(device), self.source.to(device))
+
+
+def _image_places(prompt: Prompt) -> torch.Tensor:
+    """(I,) in (V * L), group by group."""
+    return torch.cat([group.image_index for group in prompt.groups])
 
 
 def image_states(
@@ -73,28 +69,19 @@ def image_states(
     """
     model = backbone.language
     rows, length = prompt.token_ids.shape
-    hidden = model.embed_tokens(prompt.token_ids.flatten()[shared.kept])
-    for group, image in zip(prompt.groups, seen, strict=True):
-        places = shared.source[group.image_index]
-        hidden = hidden.index_copy(0, places, image.flatten(0, 1).to(hidden.dtype))
+    images = _image_places(prompt)
+    text = model.embed_tokens(prompt.token_ids.flatten()[shared.kept[len(images) :]])
+    hidden = torch.cat([*(image.flatten(0, 1).to(text.dtype) for image in seen), text])
     cos, sin = text_rotary(prompt.position_ids, backbone.config.text_config, backbone.dtype, backbone.device)
     cos, sin = cos[shared.kept], sin[shared.kept]
-    images = torch.cat([group.image_index for group in prompt.groups])
-    for index, block in enumerate(model.blocks):
-        wanted, from_hidden = (images, shared.source[images]) if index + 1 == len(model.blocks) else (shared.kept, None)
-        query, key, value = (
-            take(part, shared.source).unflatten(0, (rows, length)) for part in block.project(hidden, cos, sin)
-        )
-        attended = backbone.attention.rows(query, key, value, backbone.row_ends(rows, length), model.scale)
-        hidden = block.finish(
-            hidden if from_hidden is None else take(hidden, from_hidden), take(attended.flatten(0, 1), wanted)
-        )
-    states = model.norm(hidden)
-    sizes = [len(group.image_index) for group in prompt.groups]
-    return [
-        part.view(len(group.rows), -1, part.shape[-1])
-        for part, group in zip(states.split(sizes), prompt.groups, strict=True)
-    ]
+    ends = backbone.row_ends(rows, length)
+    for block in model.blocks:
+        states = (take(part, shared.source).unflatten(0, (rows, length)) for part in block.project(hidden, cos, sin))
+        attended = backbone.attention.rows(*states, ends, model.scale).flatten(0, 1)
+        wanted = images if block is model.blocks[-1] else shared.kept
+        hidden = block.finish(hidden[: len(wanted)], take(attended, wanted))
+    parts = model.norm(hidden).split([len(group.image_index) for group in prompt.groups])
+    return [part.unflatten(0, (len(group.rows), -1)) for part, group in zip(parts, prompt.groups, strict=True)]
 
 
 def take(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
