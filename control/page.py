@@ -27,7 +27,7 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from control.address import BusAddress
-from control.clock import NS_PER_MS
+from control.clock import NS_PER_MS, NS_PER_S
 from control.errors import PageError
 from control.page_access import COOKIE, Access, is_loopback, shown
 from control.page_bus import PageBus, rounded
@@ -42,6 +42,7 @@ _MAX_VIEWERS, _MAX_MESSAGE, _MAX_FORM = 8, 8 << 10, 4 << 10
 _MESSAGES_HZ, _MESSAGES_BURST = 20.0, 60  # from one viewer; beyond it is closed
 _FEED_S, _QUIET_S = 0.1, 0.5  # how often a viewer is fed, and at least, so that it can tell silence from loss
 _PATIENCE_S = 5.0
+_LATE_S = 2.0  # a command but STOP that came so late, since this process hung, is refused
 _STEP_S, _IDLE_S = 0.02, 0.1  # how often the bus is read, with viewers and without
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:;"
@@ -237,9 +238,14 @@ class Page:
         try:
             order = json.loads(data)
             ref, verb, text = int(order["ref"]), order["verb"], order.get("text", "")
+            late_s = self._bus.now_ns() / NS_PER_S - float(order["at_ms"]) / 1000 if order.get("at_ms") else 0.0
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             expected = 'expected {"ref": 1, "verb": "say", "text": "..."}'
             viewer.tell(Answer(viewer, 0, "", "failed", f"{expected}, got {shown(data[:80])}"))
+            return
+        if not late_s <= _LATE_S and verb != "stop":  # NaN is late
+            why = f"given {late_s:.0f} s before it arrived, and not carried out: much may have changed; give it again"
+            viewer.tell(Answer(viewer, ref, shown(str(verb)[:20]), "failed", why))
             return
         refused = self._orders.give(viewer, ref, verb, text)
         if refused is not None:
@@ -263,7 +269,7 @@ class Page:
                 message["rows"] = list(self._bus.rows)[-new:]
             if is_open and (message or time.monotonic() - fed_s > _QUIET_S):
                 fed_s = time.monotonic()
-                message["now_ms"] = time.monotonic_ns() / NS_PER_MS
+                message["now_ms"] = self._bus.now_ns() / NS_PER_MS
                 is_open = await viewer.send(json.dumps(message, allow_nan=False))
             if is_open and views != self._views[0] and self._views[1] is not None:
                 views = self._views[0]

@@ -2,7 +2,7 @@
 
 Knows HTTP's words and no socket. A browser runs pages of strangers beside ours, so being on loopback is not enough:
 
-* **DNS rebinding**: a stranger's name may point to 127.0.0.1. On loopback only loopback's own names are answered.
+* **DNS rebinding**: a stranger's name may point to 127.0.0.1. On loopback only localhost and addresses are answered.
   Elsewhere the token protects: its cookie belongs to the name that it was entered at.
 * **Cross-site requests**: a browser says where a WebSocket or a form comes from (Origin); only the page itself may.
 * **Other users of the machine** reach loopback too: `page.require_token` asks them.
@@ -16,10 +16,7 @@ import secrets
 import unicodedata
 from urllib.parse import urlsplit
 
-from control.rate_limit import Budget
-
 COOKIE = "saccade_page"
-_LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories: controls, directions, surrogates, separators
 _JOINER = "\u200d"  # holds emoji together
 _MAX_SHOWN = 1000
@@ -35,12 +32,14 @@ class Access:
     def __init__(self, host: str, require_token: bool = False) -> None:
         self._is_loopback = is_loopback(host)
         self.token = None if self._is_loopback and not require_token else secrets.token_urlsafe(18)
-        self._tries = Budget(rate_hz=1.0, burst=5)
 
     def find_fault(self, host: str, origin: str | None, *, needs_origin: bool) -> str:
         """Why a request with these headers is refused; empty when it is not."""
-        name = urlsplit(f"//{host}").hostname or ""
-        if self._is_loopback and name not in _LOOPBACK_NAMES:
+        try:
+            is_local = is_loopback(urlsplit(f"//{host}").hostname or "")
+        except ValueError:  # another name, which may point anywhere, or no name at all
+            is_local = False
+        if self._is_loopback and not is_local:
             return f"this page answers on loopback only, and was asked for as '{shown(host[:80])}'"
         if needs_origin and origin is None:
             return "a request without an Origin; browsers send one"
@@ -53,8 +52,9 @@ class Access:
         return self.token is None or (cookie is not None and self._equals(cookie))
 
     def lets_in(self, offered: str) -> bool:
-        """Whether a token that somebody typed is the right one; after a few wrong ones, one guess a second."""
-        return self.token is not None and self._tries.take() and self._equals(offered)
+        """Whether a token that somebody typed is the right one. Its 144 bits cannot be guessed, so guesses are not
+        counted: a stranger's would keep out whoever has the token."""
+        return self.token is not None and self._equals(offered)
 
     def _equals(self, offered: str) -> bool:
         return hmac.compare_digest(offered.encode("utf-8", "replace"), (self.token or "").encode())

@@ -2,6 +2,7 @@
 
 Knows topics and JSON; refuses to know browsers. Everything is bounded: a minute of rows, fifty instructions, three
 seconds of captures and 64 MB. Captures are only subscribed to while somebody looks: they are most of the bus's traffic.
+What is said of age and silence is by the robot's clock, which is not this one's where the page runs on another machine.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from control.clock import NS_PER_MS, NS_PER_S
 from control.messages import ActionChunk, Cycle, Features, Frames, Instruction, RobotSpec, State
 from control.page_access import shown
 from control.recording_images import ImageCodec
+from control.robot_clock import RobotClock
+from control.watch import Rate
 
 _ROWS, _SAID = 600, 50
 _KEEP_NS, _KEEP_BYTES = 3 * NS_PER_S, 64 << 20
@@ -56,7 +59,8 @@ class PageBus:
         self._state: State | None = None
         self._action: ActionChunk | None = None
         self._encoded: Features | None = None
-        self._encodes: deque[tuple[int, int, int]] = deque(maxlen=60)  # epoch, seq, stamp
+        self._encodes = Rate(2 * NS_PER_S)
+        self._clock = RobotClock()
         self._captures: deque[Frames] = deque()
 
     def step(self) -> None:
@@ -67,10 +71,11 @@ class PageBus:
         self._action = self._actions.poll() or self._action
         if (features := self._features.poll()) is not None and not features.fault:
             self._encoded = features
-            self._encodes.append((features.encoder_epoch, features.seq, features.stamp_ns))
+            self._encodes.add(features.encoder_epoch, features.seq, features.stamp_ns, time.monotonic_ns())
         if (instruction := self._instructions.poll()) is not None:
             self._hear(instruction)
         while (cycle := self._cycles.poll()) is not None:
+            self._clock.hear(cycle.stamp_ns, time.monotonic_ns())
             self._follow(cycle)
             self.rows.append(self._row(cycle))
             self.count += 1
@@ -85,6 +90,10 @@ class PageBus:
             self._frames.close()
             self._frames = None
             self._captures.clear()
+
+    def now_ns(self) -> int:
+        """On the robot's clock."""
+        return time.monotonic_ns() + self._clock.ahead_ns
 
     def close(self) -> None:
         self.look(False)
@@ -131,18 +140,12 @@ class PageBus:
             "cycle_ms": rounded(cycle.cycle_ms),
             "feature_age_ms": rounded(cycle.feature_age_ms),
             "encode_ms": rounded(cycle.encode_ms),
-            "encode_hz": rounded(self._encode_hz(cycle.stamp_ns)),
+            "encode_hz": rounded(self._encodes.hz(time.monotonic_ns())),
             "missed_ticks": cycle.missed_ticks,
             "limits": [shown(limit) for limit in cycle.limits],
             "measured": [] if state is None else [rounded(value) for value in state.values],
             "target": [] if action is None or not len(action.targets) else [rounded(x) for x in action.targets[0]],
         }
-
-    def _encode_hz(self, now_ns: int) -> float | None:
-        recent = [item for item in self._encodes if now_ns - item[2] < 2 * NS_PER_S]
-        if len(recent) < 2 or recent[0][0] != recent[-1][0] or recent[-1][2] <= recent[0][2]:
-            return None
-        return (recent[-1][1] - recent[0][1]) * NS_PER_S / (recent[-1][2] - recent[0][2])
 
     def _keep(self, frames: Frames) -> None:
         self._captures.append(frames)
@@ -160,7 +163,7 @@ class PageBus:
         """
         if not self._captures:
             return None
-        newest, features, now_ns = self._captures[-1], self._encoded, time.monotonic_ns()
+        newest, features, now_ns = self._captures[-1], self._encoded, self.now_ns()
         listed, pictures = [], []
         for camera, image in newest.images.items():
             is_encoded = features is not None and camera in features.view_age_ms

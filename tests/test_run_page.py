@@ -129,6 +129,14 @@ def test_an_instruction_typed_in_a_browser_moves_the_arm_and_escape_stops_it(sta
 
     page = run.children()["page"]
     os.kill(page, signal.SIGSTOP)
+    browser.wait_for("document.querySelector('#trouble').innerText.includes('STOP does not reach the robot')")
+    browser.click("#stop")  # said at once that nobody hears it
+    browser.wait_for("document.querySelector('#reply').innerText === 'STOP WAS NOT SENT: the page is not connected'")
+    os.kill(page, signal.SIGCONT)
+    browser.wait_for("document.body.dataset.mode === 'RUN' && document.querySelector('#trouble').hidden", PATIENCE_S)
+    os.kill(page, signal.SIGSTOP)
+    browser.press("Escape")  # before the window can know that the page hangs
+    browser.wait_for("document.querySelector('#reply').innerText.startsWith('STOP WAS NOT CONFIRMED')")
     browser.close()
     cycles = run.status()["cycles"]
     run.wait_for(lambda status: status["cycles"] >= cycles + 20 and status["mode"] == "RUN", PATIENCE_S)

@@ -4,6 +4,8 @@ import { Arm } from "./arm.js";
 import { plot, roundUp } from "./plots.js";
 
 const SECONDS = 30, KEEP_MS = 60_000, SILENT_MS = 1000, RETRY_MS = 700;
+const DEAF_MS = 2000; // the page says something every half second: past this nothing that is sent arrives either
+const CONFIRMED_MS = 2000; // the controller answers within a tick, and the page says after 1.5 s that nobody did
 const by = (id) => document.getElementById(id);
 const made = (tag, text, className) => {
   const element = document.createElement(tag);
@@ -18,6 +20,7 @@ const number = (value, digits) => {
 };
 
 let socket = null, ref = 0, rows = [], robot = null, ladder = [400, 600, 10000], clock = null, openedAt = 0;
+const unanswered = new Map(); // ref -> the timer that says so
 const arm = new Arm(document.querySelector("#arm canvas"));
 const tiles = new Map(), axes = [];
 
@@ -28,10 +31,15 @@ function give(verb, text = "") {
     answer({ verb, outcome: "failed", message: `${verb.toUpperCase()} WAS NOT SENT: the page is not connected` });
     return;
   }
-  socket.send(JSON.stringify({ ref: ++ref, verb, text }));
+  // With the time, so that a page that hung does not carry out in a minute what was pressed now.
+  socket.send(JSON.stringify({ ref: ++ref, verb, text, at_ms: now() }));
+  const message = `${verb.toUpperCase()} WAS NOT CONFIRMED: look at the robot; use the terminal or the hardware’s stop`;
+  unanswered.set(ref, setTimeout(answer, CONFIRMED_MS, { ref, verb, outcome: "failed", message }));
 }
 
 function answer(reply) {
+  clearTimeout(unanswered.get(reply.ref));
+  unanswered.delete(reply.ref);
   const line = by("reply");
   line.textContent = reply.message;
   line.className = reply.outcome;
@@ -54,16 +62,25 @@ window.addEventListener("keydown", (event) => {
 // -- what comes in ----------------------------------------------------------------------------------------------------
 
 function connect() {
-  socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`);
-  socket.binaryType = "arraybuffer";
+  const opened = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`);
+  socket = opened;
+  opened.binaryType = "arraybuffer";
   openedAt = performance.now();
-  socket.onopen = () => { rows = []; };
-  socket.onmessage = ({ data }) => (typeof data === "string" ? take(JSON.parse(data)) : show(data));
-  socket.onclose = () => {
-    socket = null;
-    clock = null;
-    setTimeout(connect, RETRY_MS);
+  opened.onopen = () => { rows = []; };
+  opened.onmessage = ({ data }) => {
+    if (socket === opened) typeof data === "string" ? take(JSON.parse(data)) : show(data);
   };
+  opened.onclose = () => { if (socket === opened) leave(); };
+}
+
+/** Give the connection up, and try another. */
+function leave() {
+  const left = socket;
+  socket = null;
+  clock = null;
+  by("reply").textContent = "";
+  left.close();
+  setTimeout(connect, RETRY_MS);
 }
 
 function take(message) {
@@ -84,7 +101,7 @@ function take(message) {
   }
 }
 
-/** Now on the robot's clock, ms; null while nothing is connected. */
+/** Now on the robot's clock, ms; null while nothing is heard of the page. */
 const now = () => (clock === null ? null : clock.ms + performance.now() - clock.at);
 
 function meet(other) {
@@ -150,6 +167,7 @@ function show(buffer) {
 // -- what is shown ----------------------------------------------------------------------------------------------------
 
 function draw() {
+  if (clock !== null && performance.now() - clock.at > DEAF_MS) leave();
   const last = rows[rows.length - 1], time = now();
   const silence = time !== null && last ? time - last.t_ms : null;
   const isSilent = time === null || !last || silence > SILENT_MS;

@@ -74,6 +74,8 @@ def test_requests_under_a_strangers_name_or_from_a_strangers_page_are_refused(pa
     assert fetch(page.url)[0] == 200
     status, _, text = fetch(page.url, Host="evil.example:80")
     assert status == 403 and "loopback only" in text
+    for host in ("[", "a b", "[::1", "localhost.evil.example"):  # no name of anything: refused, and not a traceback
+        assert fetch(page.url, Host=host)[0] in (400, 403), host
     for origin in ("http://evil.example", "null", page.url.replace("127.0.0.1", "localhost")):
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             talk(page, lambda ws: ask(ws, "stop"), Origin=origin)
@@ -105,11 +107,18 @@ def test_beyond_loopback_a_token_is_asked_for_and_then_a_cookie_serves(serve, co
     assert talk(page, lambda ws: ask(ws, "stop"), Cookie=cookie)["outcome"] == "done"
 
 
-def test_guesses_at_the_token_are_slowed_down():
+def test_a_strangers_guesses_do_not_keep_out_who_has_the_token():
     access = Access("0.0.0.0")
-    assert not any(access.lets_in("guess") for _ in range(5))
-    assert not access.lets_in(access.token)  # right, and too soon
+    assert not any(access.lets_in(guess) for guess in ("guess", "", access.token[:-1], access.token + "x", "\u00e9") * 9)
+    assert access.lets_in(access.token) and access.is_known(access.token)
     assert Access("127.0.0.1").token is None and Access("127.0.0.1", require_token=True).token
+
+
+def test_a_page_on_any_loopback_address_answers_to_it():
+    for host in ("127.0.0.1", "127.0.0.2", "::1", "localhost"):
+        shown = f"[{host}]:8470" if ":" in host else f"{host}:8470"
+        assert Access(host).find_fault(shown, f"http://{shown}", needs_origin=True) == ""
+        assert "loopback only" in Access(host).find_fault("10.0.0.5:8470", None, needs_origin=False)
 
 
 def test_where_the_extra_is_not_installed_it_is_named(monkeypatch):
@@ -140,6 +149,21 @@ def test_commands_reach_the_controller_and_its_answers_the_window(page, heard):
     answers = talk(page, work)
     assert [answer["outcome"] for answer in answers] == ["done"] * 3 and answers[0]["message"] == "say done"
     assert heard == [("say", "touch it"), ("stop", "stopped on the page"), ("resume", "")]
+
+
+def test_what_was_pressed_long_before_it_arrives_is_not_carried_out_but_stop_is(page, heard):
+    async def give(ws, verb, before_s):
+        at_ms = await until(ws, "now_ms") - 1000 * before_s
+        await ws.send_str(json.dumps({"ref": 1, "verb": verb, "text": "touch it", "at_ms": at_ms}))
+        return await until(ws, "reply")
+
+    for verb in ("say", "resume"):
+        late = talk(page, lambda ws, verb=verb: give(ws, verb, 40))
+        assert late["outcome"] == "failed" and "40 s before it arrived, and not carried out" in late["message"]
+        assert talk(page, lambda ws, verb=verb: give(ws, verb, float("nan")))["outcome"] == "failed"
+    assert heard == []
+    assert talk(page, lambda ws: give(ws, "stop", 40))["outcome"] == "done"
+    assert talk(page, lambda ws: give(ws, "resume", 0.5))["outcome"] == "done"
 
 
 def test_bad_commands_are_refused_with_a_reason_and_go_nowhere(page, heard):

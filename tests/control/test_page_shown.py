@@ -125,6 +125,36 @@ def test_a_row_holds_nan_and_infinity_as_nothing_and_memory_is_bounded(feed):
     assert sum(capture.images["front"].nbytes for capture in page._captures) <= 64 << 20
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_page_on_another_machine_tells_age_and_silence_by_the_robots_clock(feed, hours):
+    page, publish = feed
+    ahead_ns = hours * 3_600_000_000_000
+    publish(cycle(1, stamp_ns=time.monotonic_ns()), lambda: page.count == 1)
+    assert page.now_ns() == pytest.approx(time.monotonic_ns(), abs=5e6)  # the same machine: the same clock
+    for seq in range(2, 5):  # and then the robot's machine is another one
+        publish(cycle(seq, stamp_ns=time.monotonic_ns() + ahead_ns), lambda seq=seq: page.count == seq)
+    silence_ms = page.now_ns() / 1e6 - page.rows[-1]["t_ms"]
+    assert 0 <= silence_ms < 200
+    time.sleep(0.3)
+    assert page.now_ns() / 1e6 - page.rows[-1]["t_ms"] > silence_ms + 290  # nothing comes: the silence grows
+
+
+@pytest.mark.parametrize("hours", [-1, 0, 1])
+def test_the_encode_rate_is_that_of_an_encoder_with_another_clock(feed, hours):
+    page, publish = feed
+    began_ns = time.monotonic_ns() + hours * 3_600_000_000_000
+    for seq in range(1, 6):
+        features = Features(
+            seq, began_ns + seq * 40_000_000, seq, 1, 1, 1, 7, "p", np.zeros((1, 4), np.float32), {"front": 0.0}, 9.0
+        )
+        publish(features, lambda seq=seq: page._encoded is not None and page._encoded.seq == seq)
+    publish(cycle(1), lambda: page.count == 1)
+    assert page.rows[-1]["encode_hz"] == pytest.approx(25.0)
+    time.sleep(2.1)
+    publish(cycle(2), lambda: page.count == 2)
+    assert page.rows[-1]["encode_hz"] == 0.0  # it has stopped
+
+
 def test_text_is_shown_with_everything_invisible_written_out():
     assert shown("<b>né 👩\u200d🔧 東京</b>") == "<b>né 👩\u200d🔧 東京</b>"
     assert shown("a\u200bb\nc\ue000") == "a\\u200bb\\u000ac\\ue000"
