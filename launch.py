@@ -357,11 +357,12 @@ app.add_typer(drill_app(_check_policy, _sentences))
 
 def main() -> None:
     from control.errors import SaccadeError
+    from control.plain_text import printable_lines
 
     try:
         app()
     except SaccadeError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(printable_lines(f"error: {error}"), err=True)
         raise SystemExit(error.exit_code) from None
 
 

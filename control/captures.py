@@ -92,11 +92,13 @@ def collect(
 ) -> Captures:
     """Listens to a running robot and its controller until there are `count` captures, `every_s` apart.
 
-    Raises NotRunning when no capture, state or instruction comes for 10 s.
+    A capture with a camera that fails, or without one that another has, is left out. Raises NotRunning when no capture,
+    state or instruction comes for 10 s.
     """
     inboxes = {topic: Latest(bus, topic) for topic in ("frames", "state", "instruction")}
     newest: dict[str, Any] = {}
     seen: list[tuple[Frames, np.ndarray, str]] = []
+    cameras: set[str] = set()
     due_ns = heard_ns = time.monotonic_ns()
     try:
         while len(seen) < count and not stopped():
@@ -104,9 +106,16 @@ def collect(
                 newest[topic] = inbox.poll(5) or newest.get(topic)
             now_ns = time.monotonic_ns()
             frames, state, instruction = (newest[topic] for topic in inboxes)
-            if frames is None or state is None or instruction is None or (seen and frames is seen[-1][0]):
+            if frames is not None and not frames.images.keys() <= cameras:
+                cameras |= frames.images.keys()
+                seen = [one for one in seen if one[0].images.keys() == cameras]
+            is_whole = frames is not None and not frames.faults and frames.images.keys() == cameras
+            if not is_whole or state is None or instruction is None or (seen and frames is seen[-1][0]):
                 if now_ns - heard_ns > 10 * NS_PER_S:
                     missing = [topic for topic, noun in newest.items() if noun is None] or ["new frames"]
+                    if frames is not None and not is_whole:
+                        faults = ", ".join(f"{name} {fault}" for name, fault in frames.faults.items())
+                        raise NotRunning(f"no frames of all cameras for 10 s: {faults or 'one gives no image'}")
                     raise NotRunning(f"no {', '.join(missing)} for 10 s: start a run and give it an instruction first")
                 continue
             heard_ns = now_ns
@@ -119,9 +128,8 @@ def collect(
             inbox.close()
     if not seen:
         raise NotRunning("stopped before the first capture")
-    cameras = seen[0][0].images
     return Captures(
-        {name: np.stack([frames.images[name] for frames, _, _ in seen]) for name in cameras},
+        {name: np.stack([frames.images[name] for frames, _, _ in seen]) for name in seen[0][0].images},
         np.stack([values for _, values, _ in seen]),
         tuple(text for _, _, text in seen),
     )

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from control.plain_text import printable
+
 if TYPE_CHECKING:
     from control.config import Config
 
@@ -77,7 +79,8 @@ def status(
         typer.echo(json.dumps(values))
         return
     for name, value in values.items():
-        typer.echo(f"{name:>16}  {'' if value is None else round(value, 2) if isinstance(value, float) else value}")
+        shown = "" if value is None else round(value, 2) if isinstance(value, float) else printable(str(value))
+        typer.echo(f"{name:>16}  {shown}")
 
 
 @app.command(rich_help_panel="Operate")
@@ -132,5 +135,5 @@ def _command(verb: str, config: Path, overrides: list[str] | None, text: str = "
     reply = client.request(verb, text, answer_s=1.0, finish_s=finish_s)
     client.close()
     if not quiet:
-        typer.echo(reply.message)
+        typer.echo(printable(reply.message))
     return reply.values

@@ -29,9 +29,10 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from control.address import BusAddress
 from control.clock import NS_PER_MS, NS_PER_S
 from control.errors import PageError
-from control.page_access import COOKIE, Access, is_loopback, shown
+from control.page_access import COOKIE, Access, is_loopback
 from control.page_bus import PageBus, rounded
 from control.page_orders import Answer, Orders
+from control.plain_text import shown
 from control.rate_limit import Budget
 
 log = logging.getLogger("page")

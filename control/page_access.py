@@ -1,4 +1,4 @@
-"""Who may use the page: the host and origin of a request, the token, and which text is shown.
+"""Who may use the page: the host and origin of a request, and the token.
 
 Knows HTTP's words and no socket. A browser runs pages of strangers beside ours, so being on loopback is not enough:
 
@@ -13,13 +13,11 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import secrets
-import unicodedata
 from urllib.parse import urlsplit
 
+from control.plain_text import shown
+
 COOKIE = "saccade_page"
-_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories: controls, directions, surrogates, separators
-_JOINER = "\u200d"  # holds emoji together
-_MAX_SHOWN = 1000
 
 
 def is_loopback(host: str) -> bool:
@@ -58,18 +56,3 @@ class Access:
 
     def _equals(self, offered: str) -> bool:
         return hmac.compare_digest(offered.encode("utf-8", "replace"), (self.token or "").encode())
-
-
-def is_unseen(character: str) -> bool:
-    """Whether it would be invisible, or would change how the text around it is shown."""
-    return unicodedata.category(character) in _UNSEEN and character != _JOINER
-
-
-def shown(text: str) -> str:
-    """The text with everything invisible written out, such as \\u202e, which turns the writing direction."""
-    return "".join(f"\\u{ord(c):04x}" if is_unseen(c) else c for c in text[:_MAX_SHOWN])
-
-
-def find_unseen(text: str) -> str | None:
-    """The first invisible character of a text as a person can look it up, None where there is none."""
-    return next((f"U+{ord(c):04X} ({unicodedata.name(c, 'control character')})" for c in text if is_unseen(c)), None)

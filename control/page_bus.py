@@ -20,7 +20,7 @@ from control.address import BusAddress
 from control.bus import Latest, Subscriber
 from control.clock import NS_PER_MS, NS_PER_S
 from control.messages import ActionChunk, Cycle, Features, Frames, Instruction, RobotSpec, State
-from control.page_access import shown
+from control.plain_text import shown
 from control.recording_images import ImageCodec
 from control.robot_clock import RobotClock
 from control.watch import Rate

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from control.address import BusAddress
 from control.command_bus import CommandClient
 from control.errors import WireError
-from control.page_access import find_unseen, shown
+from control.plain_text import find_unseen, shown
 from control.rate_limit import Budget
 from control.wire import MAX_INSTRUCTION_CHARS
 

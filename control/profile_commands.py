@@ -73,7 +73,7 @@ def profile(
     for option, file in (("--report", report), ("--trace", trace)):
         check_file(option, file)
     check_plot(plot)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     period_ms = 1000 / settings.control.rate_hz

@@ -79,8 +79,7 @@ def draw(profile: dict[str, Any], samples: Samples, file: Path) -> None:
 
 def _timeline(axes: Any, profile: dict[str, Any], samples: Samples) -> None:
     """The age that each cycle acted on, filled by its parts, under the rungs of the ladder."""
-    foreign, step = foreign_epochs(samples), -(-len(samples.cycles) // _MOST_POINTS)
-    cycles = samples.cycles[::step]
+    foreign, cycles = foreign_epochs(samples), _thinned(samples.cycles, _MOST_POINTS)
     begin_ns = samples.cycles[0].stamp_ns
     at_s = np.array([(cycle.stamp_ns - begin_ns) / NS_PER_S for cycle in cycles])
     ages = np.array([np.nan if cycle.feature_age_ms is None else cycle.feature_age_ms for cycle in cycles])
@@ -109,6 +108,13 @@ def _timeline(axes: Any, profile: dict[str, Any], samples: Samples) -> None:
     _shade_modes(axes, cycles, at_s)
     axes.set(xlim=(at_s[0], max(at_s[-1], at_s[0] + 0.1)), ylim=(0, top), xlabel="s", ylabel="feature age, ms")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=8, ncols=14, frameon=False, columnspacing=1.2)
+
+
+def _thinned(cycles: list[Cycle], most: int) -> list[Cycle]:
+    """So many cycles at most: of each few in a row the one that went worst, so that no HOLD and no old age is lost."""
+    step = -(-len(cycles) // most)
+    groups = (cycles[begin : begin + step] for begin in range(0, len(cycles), step))
+    return [max(group, key=lambda cycle: (cycle.mode is not Mode.RUN, cycle.feature_age_ms or 0.0)) for group in groups]
 
 
 def _shade_modes(axes: Any, cycles: list[Cycle], at_s: np.ndarray) -> None:

@@ -21,6 +21,7 @@ from control.clock import NS_PER_MS, NS_PER_S
 from control.errors import ConfigError, NotRunning
 from control.messages import ActionChunk, Cycle, Features, Mode
 from control.recording_reader import read_recording
+from control.robot_clock import RobotClock
 
 _PATIENCE_S = 3.0  # three periods of the slowest loop that a config allows
 _POLL_MS = 50
@@ -145,6 +146,7 @@ class _Listener:
             self._poller.register(inbox.socket, zmq.POLLIN)
         self.samples = Samples(f"the run on {bus.address}")
         self._actions_ns: dict[tuple[int, int], int] = {}  # by seq and stamp: when it came
+        self._clock = RobotClock()
         self._began_ns = self._heard_ns = time.monotonic_ns()  # heard: the newest cycle
 
     def listen(self, seconds: float, stopped: Callable[[], bool], show: Callable[[str], None]) -> None:
@@ -170,6 +172,9 @@ class _Listener:
                 shown_ns = now_ns
         if not samples.cycles:
             raise NotRunning("interrupted before the first cycle: nothing to profile")
+        if self._clock.ahead_ns:
+            samples.hop_ms.clear()
+            samples.notes.append("no transport hops: the robot's machine has another clock than this one")
         for topic, inbox in self._inboxes.items():
             if inbox.rejected:
                 samples.notes.append(f"{inbox.rejected:,} {topic} messages refused, the last: {inbox.last_error}")
@@ -197,6 +202,7 @@ class _Listener:
             self._actions_ns[noun.seq, noun.stamp_ns] = now_ns
         elif isinstance(noun, Cycle):
             self._heard_ns = now_ns
+            self._clock.hear(noun.stamp_ns, now_ns)
             if not self.samples.cycles and self._is_too_early(noun, now_ns):
                 return
             self.samples.cycles.append(noun)

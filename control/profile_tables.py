@@ -9,6 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from control.plain_text import printable
 from control.profile_figures import COLUMNS
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -33,7 +34,7 @@ def table(profile: dict[str, Any], width: int) -> Table:
             cells["share"] = f"{row['mean'] / whole:.0%}" if whole and name != group else ""
             cells["histogram"] = _bars(row["histogram"])
             label = name if name == group else f"  {name}"
-            grid.add_row(escape(label), *(cells[heading] for heading in headings))
+            grid.add_row(escape(printable(label)), *(cells[heading] for heading in headings))
     return grid
 
 
@@ -53,7 +54,7 @@ def comparison(ours: dict[str, Any], theirs: dict[str, Any], file: str, width: i
                 ratio = f"{mine / other:.2f}" if mine is not None and other else ""
                 cells += [shown_ms(mine), shown_ms(other), ratio]
             label = name if name == group else f"  {name}"
-            grid.add_row(escape(label), *cells)
+            grid.add_row(escape(printable(label)), *cells)
     return grid
 
 
@@ -92,7 +93,7 @@ def summary(profile: dict[str, Any]) -> list[str]:
     lines += [f"note: {note}" for note in profile["notes"]]
     if cost := profile.get("cost"):
         lines.append(cost_line(cost))
-    return lines
+    return [printable(line) for line in lines]
 
 
 def cost_line(cost: dict[str, Any]) -> str:

@@ -23,10 +23,11 @@ from control.clock import NS_PER_S
 from control.config import Config
 from control.errors import ConfigError, NotRunning, RecordingError
 from control.memory import return_freed_memory, settle_names
-from control.messages import Cycle, Features, Frames, Instruction, RobotSpec
+from control.messages import Cycle, Features, Frames, Instruction, RobotSpec, State
 from control.recording import RecordingWriter
 from control.recording_format import LogLine, require
 from control.recording_images import ImageCodec
+from control.robot_clock import RobotClock
 
 _PATIENCE_S = 10.0  # for the robot to announce itself
 _POLL_MS = 50
@@ -89,7 +90,8 @@ class _Listener:
         self._newest: dict[str, tuple[int, int]] = {}  # seq and stamp
         self._refused, self._fault = 0, ""
         self._instruction = (0, 0)  # session, id
-        self._mode = ""
+        self._mode, self._fault_ns = "", 0
+        self._clock = RobotClock()
         self._began_ns = self._heard_ns = time.monotonic_ns()
 
     def wait_for_robot(
@@ -177,8 +179,14 @@ class _Listener:
                 if (noun.session, noun.id) == self._instruction:
                     continue  # the controller says it again every tick
                 self._instruction = (noun.session, noun.id)
+            elif isinstance(noun, Features) and noun.fault:  # without a number of its own
+                if noun.stamp_ns == self._fault_ns:
+                    continue
+                self._fault_ns = noun.stamp_ns
             elif not self._is_new(topic, noun.seq, noun.stamp_ns):
                 continue
+            if isinstance(noun, State):
+                self._clock.hear(noun.stamp_ns, self._heard_ns)
             self._write(noun, writer)
 
     def _is_new(self, topic: str, seq: int, stamp_ns: int) -> bool:
@@ -193,7 +201,7 @@ class _Listener:
 
     def _write(self, noun: Any, writer: RecordingWriter) -> None:
         try:
-            writer.write(noun, received_ns=self._heard_ns if isinstance(noun, Features) else None)
+            writer.write(noun, received_ns=self._heard_ns + self._clock.ahead_ns)
         except ConfigError as error:  # a capture that does not fit the spec must not end the recording of the rest
             self._refused, self._fault = self._refused + 1, str(error)
             if isinstance(noun, Frames):

@@ -88,8 +88,8 @@ class RecordingWriter:
     def write(self, noun: Any, received_ns: int | None = None) -> None:
         """Any noun of messages.py that stands in CHANNELS, Frames, Truth, Label or LogLine.
 
-        It is placed at its own stamp on the file's time line. Features are placed at `received_ns` where that is given:
-        their stamp is the encoder's clock, which may be another machine's.
+        It is placed at its own stamp on the file's time line. Features are placed at `received_ns` (the robot's clock)
+        where that is given: their stamp is the encoder's clock, which may be another machine's.
         """
         if isinstance(noun, Frames):
             self._write_frames(noun)
@@ -155,6 +155,7 @@ class RecordingWriter:
             data = to_protobuf(camera, frames.stamp_ns, self._codec.format, self._codec.encode(image))
             self._add(IMAGES + camera, frames.stamp_ns, data, frames.seq)
         line = {"seq": frames.seq, "stamp_ns": frames.stamp_ns, "cameras": list(frames.images)}
+        line |= {name: of for name in ("captured_ns", "faults") if (of := getattr(frames, name))}
         self._add("frames", frames.stamp_ns, json.dumps(line).encode(), frames.seq)
         self._flush_if_due()
 
@@ -210,6 +211,8 @@ def _schema(topic: str, spec: RobotSpec) -> dict[str, Any]:
     if topic == "frames":
         properties = {"seq": {"type": "integer"}, "stamp_ns": {"type": "integer"}}
         properties["cameras"] = {"type": "array", "items": {"type": "string"}}
+        properties["captured_ns"] = {"type": "object", "additionalProperties": {"type": "integer"}}
+        properties["faults"] = {"type": "object", "additionalProperties": {"type": "string"}}
     elif topic == "log":
         parts = {"sec": {"type": "integer"}, "nsec": {"type": "integer"}}
         properties = {"timestamp": {"type": "object", "title": "time", "properties": parts}}

@@ -39,6 +39,8 @@ _MAGIC = b"\x89MCAP0\r\n"
 _HEADER, _CHUNK, _METADATA, _DATA_END = 0x01, 0x06, 0x0C, 0x0F
 _KINDS = range(0x01, 0x10)
 _MAX_CHUNK_BYTES = 256 << 20
+_MOST_CUT_BYTES = 8 << 20  # a writer's chunk has 4 MiB at most and one capture
+_SMALL_BYTES = 64 << 10
 _MAX_RATIO = 1000  # of all unpacked bytes to the file; a still scene at 240 Hz reaches a quarter of it
 _NAMES = {"truth": "truths"} | {topic: f"{topic}s" for topic in ("state", "instruction", "action", "cycle", "label")}
 _NAMES |= {"episode": "episodes", "log": "logs", "frames": "frames", "features": "features"}
@@ -91,7 +93,10 @@ class _Reader:
         self._file, self._opened, self._wanted = file, opened, wanted
         self._size = opened.seek(0, io.SEEK_END)
         opened.seek(0)
-        self._whole = 0  # bytes up to the end of the newest whole record
+        opened.seek(max(0, self._size - len(_MAGIC)))
+        self._was_closed = opened.read() == _MAGIC and self._size > len(_MAGIC)
+        opened.seek(0)
+        self._whole = self._largest = 0  # bytes up to the end of the newest whole record, and of the largest chunk
         self._unpacked = 0
         self._spec: RobotSpec | None = None
         self._metadata: dict[str, str] = {}
@@ -119,7 +124,8 @@ class _Reader:
         lost_bytes = 0 if ended else self._size - self._whole
         lost = ""
         if not ended:
-            lost = f"{lost_bytes:,} bytes after the last whole chunk, at most the last second" if lost_bytes else ""
+            second = ", at most the last second" if lost_bytes <= max(_SMALL_BYTES, 2 * self._largest) else ""
+            lost = f"{lost_bytes:,} bytes after the last whole chunk{second}" if lost_bytes else ""
             lost = f"{self._file} was not closed: {lost or 'what came after its last whole chunk'} is lost"
         return self._recording(lost, lost_bytes)
 
@@ -137,11 +143,15 @@ class _Reader:
                 if kind == 0 and not any(head) and self._only_zeros_follow():
                     return  # a machine that lost power leaves a file longer than what was written
                 raise self._damaged(f"no record of MCAP begins with {kind}")
-            if length > self._size - self._whole - 9:
+            if length > (rest := self._size - self._whole - 9):
+                # A cut file ends within a chunk, which is no longer than any chunk can be. What was closed was not cut.
+                if self._was_closed or length > _MAX_CHUNK_BYTES or rest > max(_MOST_CUT_BYTES, 4 * self._largest):
+                    raise self._damaged(f"a record of {length:,} bytes is said to follow, and {rest:,} do")
                 return
             content = self._opened.read(length)
             yield kind, content
             self._whole += 9 + length
+            self._largest = max(self._largest, length if kind == _CHUNK else 0)
 
     def _only_zeros_follow(self) -> bool:
         while block := self._opened.read(1 << 20):
@@ -229,7 +239,20 @@ class _Reader:
         if list(images) != cameras or any(stamp != stamp_ns for stamp, _ in images.values()):
             raise WireError(f"frames {seq}: expected the images of {cameras}, got {list(images)}, or of another stamp")
         kept = {camera: image for camera, (_, image) in images.items()}
-        self._nouns["frames"].append((log_ns, StoredFrames(seq, log_ns, kept)))
+        captured_ns = self._by_camera(line, "captured_ns", int)
+        self._nouns["frames"].append(
+            (log_ns, StoredFrames(seq, log_ns, kept, captured_ns, self._by_camera(line, "faults", str)))
+        )
+
+    def _by_camera(self, line: dict[str, Any], key: str, kind: type) -> dict[str, Any]:
+        """A field of the line that closes a capture; recordings of before have none."""
+        found = line.get(key, {})
+        assert self._spec is not None
+        if type(found) is not dict or not found.keys() <= self._spec.cameras.keys():
+            raise WireError(f"frames: expected {key} by camera, got {str(found)[:80]}")
+        if any(type(value) is not kind for value in found.values()):
+            raise WireError(f"frames: expected {key} as {kind.__name__}, got {str(found)[:80]}")
+        return found
 
     def _recording(self, lost: str, lost_bytes: int) -> Recording:
         assert self._spec is not None

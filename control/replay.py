@@ -72,7 +72,7 @@ def in_lockstep(
             break
         wanted = (tick.frames.stamp_ns, tick.instruction.session, tick.instruction.id)
         if wanted != known:
-            features, fault = _encoded(encoder, recording, tick.frames.stamp_ns, tick.instruction)
+            features, fault = encode_recorded(encoder, recording, tick.frames.stamp_ns, tick.instruction)
             known = wanted
         replayed.append(act(tick, features, tick.feature_age_ms, fault))
         show(len(replayed))
@@ -106,7 +106,7 @@ def in_wall_clock_time(
                 next_ns = min(next_ns, recording.log_ns["instruction"][said + 1])
             clock.sleep_until(began_ns + int(next_ns) - first_ns)
             continue
-        features, fault = _encoded(encoder, recording, int(stamps_ns[index]), instruction)
+        features, fault = encode_recorded(encoder, recording, int(stamps_ns[index]), instruction)
         ready.append((first_ns + clock.now_ns() - began_ns, features, fault))
         encoded = wanted
         show(sum(tick.action.stamp_ns <= now_ns for tick in ticks))
@@ -128,13 +128,14 @@ def _age_ms(features: Features | None, now_ns: int) -> float:
     return (now_ns - features.frame_stamp_ns) / NS_PER_MS + max(features.view_age_ms.values(), default=0.0)
 
 
-def _encoded(
+def encode_recorded(
     encoder: Encodes, recording: Recording, frame_stamp_ns: int, instruction: Instruction
 ) -> tuple[Features | None, str]:
     """Features, or why there are none: an image that is damaged, or one that the encoder cannot use."""
     capture = recording.frames[recording.newest("frames", frame_stamp_ns)]
     try:
-        return encoder.encode(capture.decode(*encoder.cameras), instruction), ""
+        there = [camera for camera in encoder.cameras if camera in capture.images]
+        return encoder.encode(capture.decode(*there), instruction), ""
     except SaccadeError as error:
         return None, f"not encoded: {error}"
 

@@ -100,7 +100,7 @@ def _replay(load_parts: Loader, settings: Config, file: Path, realtime: bool, re
         "device": options.device,
         "was_stopped": len(replayed) < len(ticks),
     }
-    out = Console(soft_wrap=True, highlight=False)
+    out = Console(soft_wrap=True, highlight=False, emoji=False)
     if found["actions"]:
         out.print(table(found))
     for line in lines(found):

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from control.clock import NS_PER_S
 from control.messages import Features
+from control.plain_text import printable
 from control.reasons import kind
 from control.recording_reader import Recording
 from control.replay import ReplayedTick
@@ -158,7 +159,7 @@ def table(found: dict[str, Any]) -> Table:
         grid.add_column(heading, justify="left" if not heading else "right")
     for name, row in found["actions"].items():
         values = (f"{row[key]:.5f}" for key in ("rms", "first_row_rms", "max"))
-        grid.add_row(Text(name), *values, f"{row['max_at_s']:.1f} s (tick {row['max_seq']})")
+        grid.add_row(Text(printable(name)), *values, f"{row['max_at_s']:.1f} s (tick {row['max_seq']})")
     return grid
 
 
@@ -181,7 +182,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         said.append(f"feature age, median: {', '.join(both)}; encode {found['encode_ms']['p50']:.1f} ms")
     said += [f"{count} ticks without an action this time: {why}" for why, count in ticks["faults"].items()]
     said += [f"{count} recorded ticks not replayed: {why}" for why, count in ticks["left_out"].items()]
-    return said
+    return [printable(line) for line in said]
 
 
 def _rms(values: np.ndarray) -> float:

@@ -159,12 +159,14 @@ class Soak:
             at_s = min(self._settled_s, max(ages_s[0] - SAMPLE_S, 0.0))
             long = [life for life, age_s in zip(lives, ages_s, strict=True) if age_s >= at_s]
             spans = tuple(life.around(at_s - SAMPLE_S, at_s + SAMPLE_S) for life in (long[0], long[-1]))
-        (first, first_fds), (last, last_fds) = (span or (float("nan"), float("nan")) for span in spans)
+        (first, first_fds), (last, last_fds) = (span or (None, None) for span in spans)
+        everybody_s = max(life.first_s + life.samples[-1][0] for life in self.lives.values() if life.samples)
         return {
             "starts": len(lives),
-            "rss_mb": [round(first, 1), round(last, 1)],
-            "rss_growth": last / first - 1 if first else None,
+            "rss_mb": [value if value is None else round(value, 1) for value in (first, last)],
+            "rss_growth": last / first - 1 if first and last else None,
             "descriptors": [first_fds, last_fds],
+            "gone_s": max(0.0, everybody_s - (lives[-1].first_s + last_s)),  # before the run's end
         }
 
 
@@ -202,14 +204,20 @@ def broken(found: dict[str, Any], most_missed: float, most_growth: float) -> lis
     if found["missed_share"] > most_missed:
         sentences.append(f"{found['missed_share']:.2%} of the ticks missed, limit {most_missed:.2%}")
     for name, process in found["processes"].items():
-        growth = process["rss_growth"]
-        if growth is None or not growth <= most_growth:
-            first, last = process["rss_mb"]
+        if process["gone_s"] > 2 * SAMPLE_S and name != "encoder":  # a run without one has an exit code
+            sentences.append(f"{name} ended {process['gone_s']:.0f} s before the run")
+        growth, (first, last) = process["rss_growth"], process["rss_mb"]
+        if growth is None:
+            sentences.append(f"{name} did not live long enough to say how its memory grew")
+        elif not growth <= most_growth:
             sentences.append(f"memory of {name} went from {first} to {last} MiB, limit {most_growth:.0%}")
-        if process["descriptors"][1] > process["descriptors"][0]:
+        if growth is not None and process["descriptors"][1] > process["descriptors"][0]:
             sentences.append(
                 f"{name} holds {process['descriptors'][1]:g} descriptors, {process['descriptors'][0]:g} before"
             )
+    recording = found.get("run", {}).get("recording")
+    if recording is not None and not recording["is_whole"]:
+        sentences.append(f"the recording ended early ({recording['ended']})")
     return sentences
 
 

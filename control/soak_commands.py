@@ -37,6 +37,7 @@ def soak(
 
     from control.environment import environment
     from control.host import stop_on_signals
+    from control.plain_text import printable
     from control.report import check_writable, write_report
     from control.soak import Soak, broken, read_report
 
@@ -57,7 +58,7 @@ def soak(
     ]
     words += ["--record", str(folder / "soak.mcap"), "--report", str(folder / "run.json")]
     held = Soak(ROOT / "launch.py", words, settings.bus.build(), settled, restart_every)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, emoji=False)
     try:
         with console.status("") as shown:
             code = held.run(seconds, stopped, lambda text: shown.update(escape(text)))
@@ -68,9 +69,8 @@ def soak(
     if code:
         sentences.append(f"the run ended with code {code}")
     for name, process in found["processes"].items():
-        first, last = process["rss_mb"]
-        fds = "{:g} to {:g}".format(*process["descriptors"])
-        console.print(f"{name:>10}: {first} to {last} MiB, descriptors {fds}, started {process['starts']} times")
+        memory, fds = (" to ".join(str(value) for value in process[key]) for key in ("rss_mb", "descriptors"))
+        console.print(f"{name:>10}: {memory} MiB, descriptors {fds}, started {process['starts']} times")
     for span in ("first_tenth", "last_tenth"):
         late, age = found[span]["lateness_ms"], found[span]["feature_age_ms"]
         if late and age:
@@ -81,7 +81,7 @@ def soak(
     missed = f"{found['missed_ticks']} of {found['cycles']} ticks missed"
     console.print(f"{missed}, encoder killed {held.kills} times, {held.stops.total()} stops")
     for reason, count in held.stops.items():
-        console.print(f"stopped {count} times: {escape(reason)}")
+        console.print(f"stopped {count} times: {escape(printable(reason))}")
     for sentence in sentences:
         console.print(f"BROKEN: {sentence}")
     write_report(report, found | {"broken": sentences} | environment())

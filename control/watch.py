@@ -16,17 +16,13 @@ from control.address import BusAddress
 from control.bus import Latest, Subscriber
 from control.clock import NS_PER_S
 from control.messages import Cycle, Features, Instruction, Mode
+from control.plain_text import printable
 from control.reasons import kind
 from control.report import percentiles
 
 _MOST_CYCLES = 2_000  # in the window: 20 s at 100 Hz
 _EVENTS = 12
 _SILENT_S = 1.0  # without a cycle; or five periods
-
-
-def printable(text: str) -> str:
-    """Text from the wire without what a terminal would act on."""
-    return "".join(letter if letter.isprintable() else "·" for letter in text)
 
 
 class Rate:

@@ -24,8 +24,8 @@ class Window:
 
     async def keep_open(self) -> None:
         async with self._session() as session, await self._open(session) as opened:
-            while self._is_wanted():
-                await opened.receive()
+            while self._is_wanted() and await _hears(opened):
+                pass
 
     async def misbehave(self) -> None:
         """One window that never reads, and another that is reloaded again and again, also while the page hangs."""
@@ -36,8 +36,9 @@ class Window:
                 try:
                     async with asyncio.timeout(_READS_S):
                         opened = await self._open(session)
-                        while True:
-                            await opened.receive()
+                        while await _hears(opened):
+                            pass
+                    await asyncio.sleep(_READS_S)  # the page has closed it
                 except TimeoutError:
                     continue  # closed without a word, and opened again
                 except (aiohttp.ClientError, OSError):
@@ -55,6 +56,11 @@ class Window:
 
     def _is_wanted(self) -> bool:
         return os.getppid() == self._parent
+
+
+async def _hears(opened: aiohttp.ClientWebSocketResponse) -> bool:
+    """Waits for a message; False for the end of the connection, which `receive` would say again without waiting."""
+    return (await opened.receive()).type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY)
 
 
 def _handshake(url: URL) -> bytes:

@@ -60,6 +60,20 @@ def test_what_grows_is_named_and_what_does_not_is_not():
     assert sentence.startswith("memory of page went from 102.") and sentence.endswith("MiB, limit 2%")
 
 
+def test_who_ended_before_the_run_is_named():
+    held = soak_of(("robot", 0.0))
+    for samples, said in ((60, "recorder ended 200 s before the run"), (10, "recorder did not live long enough")):
+        lives = [("robot", 100), ("recorder", samples)]
+        soak = Soak(Path("launch.py"), [], None, settled_s=100.0, restart_every_s=1.0)
+        for pid, (name, count) in enumerate(lives):
+            soak.lives[pid] = Life(name, pid, 0.0, [(5.0 * k, 100.0, 10) for k in range(count)])
+        found = soak.result()
+        assert any(sentence.startswith(said) for sentence in broken(found, 0.001, 0.02))
+        json.dumps(found, allow_nan=False)
+    held["run"] = {"recording": {"is_whole": False, "ended": "was killed by SIGKILL", "said": ""}}
+    assert broken(held, 0.001, 0.02) == ["the recording ended early (was killed by SIGKILL)"]
+
+
 def test_a_process_that_was_started_again_is_compared_with_itself_at_the_same_age():
     found = soak_of(("encoder", 0.3), ("encoder", 0.3))
     assert found["processes"]["encoder"]["rss_growth"] == 0.0 and found["processes"]["encoder"]["starts"] == 2

@@ -1,5 +1,6 @@
 """What looking on costs: the arithmetic on made-up blocks, and a round beside a real run of four processes."""
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -8,13 +9,14 @@ import sys
 from contextlib import ExitStack
 
 import pytest
+from aiohttp import web
 from typer.testing import CliRunner
 
 from control.bench_watchers import ALL, NOBODY, ROUGH, Block, _Process, notes, ratio_table, ratios, report, table
 from control.errors import MeasurementError
 from control.holders import cpu_s
 from control.messages import Cycle, Mode
-from launch import app
+from launch import ROOT, app
 
 
 def cycle(seq, lateness_ms, cycle_ms=1.0):
@@ -85,6 +87,40 @@ def test_processor_time_grows_with_work_and_is_nothing_for_a_process_that_is_gon
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     assert cpu_s(gone.pid) is None
+
+
+def test_a_window_whose_page_closes_it_at_once_waits_before_it_is_reloaded():
+    async def page(_):
+        return web.Response(text="page")
+
+    async def closes(request):
+        opened = web.WebSocketResponse()
+        await opened.prepare(request)
+        await asyncio.sleep(0.05)
+        await opened.close()
+        return opened
+
+    async def main():
+        app = web.Application()
+        app.add_routes([web.get("/", page), web.get("/ws", closes)])
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        command = [sys.executable, "-m", "control.window_worker", "rough"]
+        command += [f"http://127.0.0.1:{runner.addresses[0][1]}/", str(os.getpid())]
+        window = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
+        try:
+            await asyncio.sleep(3.0)  # it imports what it needs
+            before_s = cpu_s(window.pid)
+            await asyncio.sleep(2.0)
+            return cpu_s(window.pid) - before_s
+        finally:
+            window.kill()
+            await window.wait()
+            await runner.cleanup()
+
+    assert asyncio.run(main()) < 0.5  # of two seconds
 
 
 @pytest.mark.timeout(300)

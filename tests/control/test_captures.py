@@ -93,6 +93,38 @@ def test_a_running_robot_is_captured_frame_by_frame(bus: BusAddress):
     assert (np.abs(seen.states[:, 0] - levels) <= 4).all()
 
 
+def test_captures_without_a_camera_that_others_have_are_left_out(bus: BusAddress, monkeypatch):
+    ports = [Publisher(bus, topic, latch=True) for topic in ("frames", "state", "instruction")]
+    frames, state, instruction = ports
+    done = threading.Event()
+    black = {"wrist": np.zeros((4, 4, 3), np.uint8)}
+
+    def publish():
+        seq = 0
+        while not done.wait(0.01):
+            seq += 1
+            both = {"front": np.full((4, 4, 3), seq % 200 + 1, np.uint8), **black}
+            if seq < 6 or seq % 5 == 0:  # the driver of the other one starts late, and loses one now and then
+                both.pop("wrist")
+            faults = {"wrist": "is black"} if seq % 5 == 1 else {}
+            frames.send(Frames(seq, seq, both, faults=faults))
+            state.send(State(seq, seq, np.array([float(seq)])))
+            instruction.send(Instruction(seq, seq, 1, 1, "go"))
+
+    robot = threading.Thread(target=publish)
+    robot.start()
+    try:
+        seen = collect(bus, 6, 0.0, lambda: False, lambda count: done.wait(0.05))
+    finally:
+        done.set()
+        robot.join()
+        for port in ports:
+            port.close()
+    assert len(seen) == 6 and set(seen.images) == {"front", "wrist"}
+    assert all(images.shape == (6, 4, 4, 3) for images in seen.images.values())
+    assert not {round(value) % 5 for value in seen.states[:, 0]} & {0}
+
+
 def test_nothing_to_capture_is_said(bus: BusAddress, monkeypatch):
     monkeypatch.setattr("control.captures.NS_PER_S", 1_000_000)
     with pytest.raises(NotRunning, match="no frames, state, instruction for 10 s: start a run and give it an instr"):

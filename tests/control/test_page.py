@@ -109,7 +109,9 @@ def test_beyond_loopback_a_token_is_asked_for_and_then_a_cookie_serves(serve, co
 
 def test_a_strangers_guesses_do_not_keep_out_who_has_the_token():
     access = Access("0.0.0.0")
-    assert not any(access.lets_in(guess) for guess in ("guess", "", access.token[:-1], access.token + "x", "\u00e9") * 9)
+    assert not any(
+        access.lets_in(guess) for guess in ("guess", "", access.token[:-1], access.token + "x", "\u00e9") * 9
+    )
     assert access.lets_in(access.token) and access.is_known(access.token)
     assert Access("127.0.0.1").token is None and Access("127.0.0.1", require_token=True).token
 

@@ -11,9 +11,9 @@ from paged import cycle
 from control.bus import Publisher
 from control.errors import RobotError
 from control.messages import ActionChunk, Cycle, Features, Frames, Instruction, RobotSpec, State
-from control.page_access import find_unseen, is_unseen, shown
 from control.page_arm import Link, drawable
 from control.page_bus import PageBus
+from control.plain_text import find_unseen, is_unseen, shown
 from control.rate_limit import Budget
 
 

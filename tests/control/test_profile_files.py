@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 import sys
@@ -12,9 +13,10 @@ from profiled import ANOTHER_CLOCK_NS, record, run
 from typer.testing import CliRunner
 
 from control.errors import ConfigError, NotRunning
+from control.messages import Mode
 from control.profile_commands import app
 from control.profile_figures import profile
-from control.profile_plot import check_plot, draw
+from control.profile_plot import _thinned, check_plot, draw
 from control.profile_source import Samples
 from control.profile_trace import CONTROLLER, ENCODER, ROBOT, trace
 from control.safety import Freshness
@@ -134,6 +136,16 @@ def test_without_matplotlib_the_extra_is_named_before_anything_is_measured(monke
 
 def profiled(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_a_long_timeline_keeps_every_hold_and_the_oldest_age():
+    cycles = [dataclasses.replace(samples().cycles[0], mode=Mode.RUN)] * 6001
+    cycles[1001] = dataclasses.replace(cycles[0], feature_age_ms=5000.0)
+    cycles[3003] = dataclasses.replace(cycles[0], mode=Mode.HOLD, feature_age_ms=None)
+    thinned = _thinned(cycles, 3000)
+    assert len(thinned) <= 3000 and max(cycle.feature_age_ms or 0.0 for cycle in thinned) == 5000.0
+    assert [cycle.mode for cycle in thinned].count(Mode.HOLD) == 1
+    assert _thinned(cycles[:50], 3000) == cycles[:50]
 
 
 @pytest.fixture

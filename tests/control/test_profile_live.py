@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import time
 
@@ -96,6 +97,29 @@ def test_a_run_is_profiled_from_the_bus_and_the_parts_add_up(bus):
     assert hops["action, to this listener"]["count"] >= len(samples.cycles) - 1
     assert min(hops[name]["p50"] for name in hops) > 0
     assert shown[0] == "waiting for a cycle" and "cycles" in shown[-1]
+
+
+def test_hops_are_not_measured_against_another_machines_clock(bus):
+    ports = [Publisher(bus, "cycle", queue=100)]
+    done, hour_ns = threading.Event(), 3_600_000_000_000
+
+    def speak():
+        seq = 0
+        while not done.wait(0.02):
+            seq += 1
+            now_ns = time.monotonic_ns() + hour_ns
+            ports[0].send(dataclasses.replace(cycle(seq), stamp_ns=now_ns, deadline_ns=now_ns))
+
+    controller = threading.Thread(target=speak)
+    controller.start()
+    try:
+        samples = live(bus, 0.5, lambda: False)
+    finally:
+        done.set()
+        controller.join()
+        ports[0].close()
+    assert len(samples.cycles) > 3 and samples.hop_ms == {}
+    assert samples.notes == ["no transport hops: the robot's machine has another clock than this one"]
 
 
 def test_without_a_run_it_ends_soon_and_names_the_bus(bus):

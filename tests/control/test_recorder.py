@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -105,6 +106,43 @@ def test_a_run_is_recorded_with_every_topic(bus, spec, settings, tmp_path):
     assert "HOLD: old" in messages and "RUN" in messages and f"instruction {said[1][0]}: {said[1][1]}" in messages
     assert f"{len(recording.states):,} state" in line and "dropped" not in line
     assert shown[0] == "waiting for a robot" and "MB" in shown[-1] and len(shown) >= 4
+
+
+def test_features_that_say_why_there_are_none_count_as_nothing_lost(bus, spec, settings, tmp_path):
+    def publish(seq, ports):
+        now_ns = time.monotonic_ns()
+        ports["state"].send(State(seq, now_ns, np.zeros(2)))
+        for _ in range(2):
+            ports["features"].send(features(500 + seq, now_ns))
+            ports["features"].send(dataclasses.replace(features(0, now_ns + 1), fault="out of memory"))
+
+    with running(bus, spec, publish):
+        line = record_live(settings, tmp_path / "a.mcap", 1.0, lambda: False)
+    assert "dropped" not in line
+    found = read_recording(tmp_path / "a.mcap").features
+    seqs, faults = [one.seq for one in found if not one.fault], [one for one in found if one.fault]
+    assert len(seqs) > 20 and seqs == sorted(set(seqs)) and abs(len(faults) - len(seqs)) <= 1
+
+
+@pytest.mark.parametrize("hours", [-2, 3])
+def test_on_another_machine_features_are_placed_by_the_robots_clock(bus, spec, settings, tmp_path, hours):
+    ahead_ns = hours * 3_600_000_000_000
+
+    def publish(seq, ports):
+        robot_ns = time.monotonic_ns() + ahead_ns
+        ports["state"].send(State(seq, robot_ns, np.zeros(2)))
+        if seq > 20:
+            ports["features"].send(features(seq, 5))
+
+    with running(bus, spec, publish):
+        record_live(settings, tmp_path / "a.mcap", 1.0, lambda: False)
+    recording = read_recording(tmp_path / "a.mcap")
+    by_seq = {state.seq: state.stamp_ns for state in recording.states}
+    late_ns = [
+        int(placed) - by_seq[one.seq]
+        for one, placed in zip(recording.features, recording.log_ns["features"], strict=True)
+    ]
+    assert len(late_ns) > 10 and 0 <= np.median(late_ns) < 50_000_000
 
 
 def test_what_was_heard_is_on_disk_within_a_second_even_when_silence_follows(bus, spec, settings, tmp_path):

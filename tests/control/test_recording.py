@@ -106,6 +106,17 @@ def test_lossless_images_keep_every_bit_with_their_seq_and_stamp(tmp_path, spec)
         assert list(stored.decode("wrist").images) == ["wrist"]
 
 
+def test_what_the_drivers_said_of_a_capture_is_kept(tmp_path, spec):
+    images = frames(spec, 1, START_NS).images
+    captures = [
+        Frames(1, START_NS, images, captured_ns={"front": START_NS - 7, "wrist": START_NS - 9}),
+        Frames(2, START_NS + 1, {"front": images["front"]}, faults={"wrist": "is black"}),
+    ]
+    back = [stored.decode() for stored in write_all(tmp_path / "a.mcap", spec, captures).frames]
+    assert [(one.captured_ns, one.faults) for one in back] == [(one.captured_ns, one.faults) for one in captures]
+    assert list(back[1].images) == ["front"]
+
+
 def test_jpeg_is_close_and_not_subsampled(tmp_path, spec):
     sharp = np.zeros((24, 32, 3), dtype=np.uint8)
     sharp[:, ::2, 0], sharp[:, 1::2, 2] = 255, 255  # red and blue columns: gone under 4:2:0

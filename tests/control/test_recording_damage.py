@@ -87,6 +87,47 @@ def test_a_changed_byte_is_refused_or_stated_and_never_a_crash(tmp_path, spec, s
     assert refused > 20
 
 
+def _lengths(data):
+    """Where the length of each chunk stands."""
+    found, at = [], 8
+    while at + 9 <= len(data) - 8:
+        kind, length = struct.unpack_from("<BQ", data, at)
+        found += [at + 1] if kind == 0x06 else []
+        at += 9 + length
+    return found
+
+
+@pytest.mark.parametrize("bit", [20, 24, 40, 62])
+def test_a_chunk_that_claims_to_be_longer_than_the_file_is_damage_and_not_a_cut(tmp_path, spec, bit):
+    file = tmp_path / "a.mcap"
+    with RecordingWriter(file, spec, images=ImageCodec("webp")) as writer:
+        for seq in range(60):
+            writer.write(State(seq, START_NS + seq * 100_000_000, np.zeros(2)))
+    data = bytearray(file.read_bytes())
+    third = _lengths(data)[2]
+    data[third + bit // 8] ^= 1 << bit % 8
+    file.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"is damaged at byte [\d,]+: a record of [\d,]+ bytes is said to follow"):
+        read_recording(file)
+
+
+def test_a_cut_is_the_last_second_only_where_what_is_left_is_no_more_than_that(tmp_path, spec):
+    file = tmp_path / "a.mcap"
+    with RecordingWriter(file, spec) as writer:
+        writer.write(State(1, START_NS, np.zeros(2)))
+        writer.flush()
+        size = writer.bytes_written
+    whole = file.read_bytes()[:size]
+    cases = ((5_000, ", at most the last second"), (1_000_000, " is lost"), (9_000_000, ""))
+    for rest, said in cases:
+        file.write_bytes(whole + struct.pack("<BQ", 0x06, rest + 1) + bytes(rest))
+        if said:
+            assert f"bytes after the last whole chunk{said}" in read_recording(file).lost
+        else:
+            with pytest.raises(ConfigError, match="is damaged at byte"):
+                read_recording(file)
+
+
 def test_killed_in_mid_run_it_loses_at_most_the_last_second(tmp_path, spec):
     script = f"""
 import os, sys

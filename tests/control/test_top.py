@@ -18,10 +18,11 @@ from speaking import Speaking, cycle, heard
 from control.clock import NS_PER_S
 from control.errors import NotRunning
 from control.messages import Instruction, Mode
+from control.plain_text import printable
 from control.safety import Freshness
 from control.top import Top
 from control.top_view import histogram, panel, plain, sparkline
-from control.watch import Watch, printable
+from control.watch import Watch
 
 ROOT = Path(__file__).resolve().parents[2]
 FRESHNESS = Freshness(400, 600, 10_000)

@@ -17,9 +17,12 @@ from control.clock import NS_PER_MS, Tick
 from control.commands import DEFAULT_CONFIG, ROOT
 from control.config import load_config
 from control.errors import MismatchError
-from control.messages import State
+from control.messages import Frames, Instruction, State
 from control.recording import RecordingWriter
 from control.recording_images import ImageCodec
+from control.recording_reader import read_recording
+from control.replay import encode_recorded
+from tests.vla.conftest import edit_yaml
 from vla.parts import load_parts
 from vla.policy_spec import load_spec
 
@@ -103,6 +106,28 @@ def test_the_same_policy_replays_its_recording_and_another_precision_is_told_apa
     assert max(row["max"] for row in same["actions"].values()) < 1e-5
     assert other["features"]["largest"]["max"] > 10 * max(same["features"]["largest"]["max"], 1e-6)
     assert other["features"]["cosine"]["min"] < same["features"]["cosine"]["min"] and other["precision"] == "bf16"
+
+
+def test_an_optional_camera_that_failed_in_the_run_fails_in_its_replay_too(policy_folder, tmp_path):
+    edit_yaml(policy_folder, optional_cameras=["wrist"])
+    settings = load_config(DEFAULT_CONFIG, [f"encoder.policy={policy_folder}", *PLAIN])
+    robot = robot_for(policy_folder)
+    encoder, _ = load_parts(settings, robot)
+    said = Instruction(0, 1, 5, 1, "pick up the red block")
+    whole = frames(robot, 1, 10)
+    failed = [
+        Frames(1, 10, {"front": whole.images["front"]}, faults={"wrist": "gives no image"}),
+        Frames(2, 20, whole.images, faults={"wrist": "is frozen"}),
+        Frames(3, 30, {"front": whole.images["front"]}),
+    ]
+    with RecordingWriter(tmp_path / "run.mcap", robot, images=ImageCodec("webp")) as writer:
+        for capture in failed:
+            writer.write(capture)
+    recording = read_recording(tmp_path / "run.mcap")
+    for capture in failed:
+        features, fault = encode_recorded(encoder, recording, capture.stamp_ns, said)
+        assert fault == ""
+        np.testing.assert_allclose(features.tokens, encoder.encode(capture, said).tokens, atol=1e-5)
 
 
 @pytest.mark.timeout(300)
