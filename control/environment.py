@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 _PACKAGES = ("torch", "transformers", "mujoco", "pyzmq", "msgpack", "numpy", "bitsandbytes", "flash-attn")
+_VECTORS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm")
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -23,13 +24,20 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str | int]:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
+    """`instructions` are those that decide how fast matrix products are, in INT8 above all."""
+    about = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    found: dict[str, str] = {}  # of the first core
+    for line in about.splitlines():
+        name, _, value = line.partition(":")
+        found.setdefault(name.strip(), value.strip())
+    flags = found.get("flags", found.get("Features", "")).split()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"processor": model, "cores": usable, "system": f"{platform.system()} {platform.release()}"}
+    return {
+        "processor": found.get("model name") or platform.processor() or platform.machine(),
+        "instructions": " ".join(flag for flag in _VECTORS if flag in flags) or "unknown",
+        "cores": usable,
+        "system": f"{platform.system()} {platform.release()}",
+    }
 
 
 def commit() -> str:

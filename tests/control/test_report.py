@@ -129,6 +129,6 @@ def test_percentiles_of_known_numbers():
 
 def test_a_figure_knows_where_it_was_measured():
     where = environment()
-    assert where["machine"]["cores"] >= 1 and where["machine"]["processor"]
+    assert where["machine"]["cores"] >= 1 and where["machine"]["processor"] and where["machine"]["instructions"]
     assert {"python", "numpy", "pyzmq", "torch"} <= set(where["versions"])
     assert where["commit"]
