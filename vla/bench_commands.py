@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 bench = typer.Typer(
     name="bench",
-    help="Measure: how fast the encoder and the head are, and what a precision changes.",
+    help="Measure encoder, head, precision, pacing, bus, STOP, and what looking on costs.",
     no_args_is_help=True,
 )
 WIDTH = 170  # of tables that go to a file
