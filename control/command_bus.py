@@ -112,31 +112,44 @@ class CommandClient:
     """An operator's end of `command`. Each request has its own id, so a lost or late reply never blocks the next."""
 
     def __init__(self, bus: BusAddress) -> None:
-        self._endpoint = bus.endpoint("command")
+        self._bus, self._endpoint = bus, bus.endpoint("command")
         is_secured = bus.keys is not None and self._endpoint.startswith("tcp://")
         self._hint = f"; or it does not let in the keys of {bus.keys}" if is_secured else ""
-        self._socket = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        connect(self._socket, bus, "command", max_bytes("reply"))
+        self._socket: zmq.Socket | None = self._connected()
         self._next_id = time.monotonic_ns()
+
+    def _connected(self) -> zmq.Socket:
+        socket = zmq.Context.instance().socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        connect(socket, self._bus, "command", max_bytes("reply"))
+        return socket
 
     def send(self, verb: str, text: str = "") -> int:
         """The id of the request; its replies come through `receive`. What cannot be sent is what nobody answers."""
         self._next_id += 1
+        self._socket = self._socket or self._connected()
         with contextlib.suppress(zmq.Again):  # a server that wants keys has turned this client away
             self._socket.send(encode(Command(self._next_id, verb, text)), zmq.NOBLOCK)
         return self._next_id
 
     def receive(self, timeout_s: float = 0.0) -> Reply | None:
         """The next reply to any request of this client, None if there is none within the time."""
-        if not self._socket.poll(int(timeout_s * 1000), zmq.POLLIN):
+        if self._socket is None or not self._socket.poll(int(timeout_s * 1000), zmq.POLLIN):
             return None
         return decode("reply", self._socket.recv())
+
+    def give_up(self) -> None:
+        """Drop every request that is open. What nobody has taken would wait in the socket for the next controller, and
+        be carried out after it was reported as failed.
+        """
+        self.close()
+        self._socket = None
 
     def request(self, verb: str, text: str = "", *, answer_s: float = 1.5, finish_s: float = 30.0) -> Reply:
         """The final reply. `answer_s` bounds the wait for the first sign of life, `finish_s` for the end of the work.
 
-        Raises NotRunning when nobody answers, CommandFailed when the controller says it cannot.
+        Raises NotRunning when nobody answers, and gives every open request up; CommandFailed when the controller says
+        it cannot.
         """
         request_id = self.send(verb, text)
         deadline_s = time.monotonic() + answer_s
@@ -155,10 +168,12 @@ class CommandClient:
             raise CommandFailed(
                 f"'{verb}' was accepted but not finished within {finish_s:g} s; is the encoder running? see `status`"
             )
+        self.give_up()
         raise NotRunning(
             f"no controller answers at {self._endpoint} within {answer_s:g} s; start one with `launch.py run`,"
             f" or name its bus with --set bus.address=...{self._hint}"
         )
 
     def close(self) -> None:
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()

@@ -101,11 +101,22 @@ class Orders:
                 request.until_s, request.is_accepted = time.monotonic() + _FINISH_S, True
             else:
                 del self._open[reply.request_id]
-        for request_id, request in list(self._open.items()):
-            if time.monotonic() > request.until_s:
-                del self._open[request_id]
-                why = "accepted, but not finished" if request.is_accepted else "no controller answers"
-                yield Answer(request.viewer, request.ref, request.verb, "failed", f"{request.verb}: {why}")
+        yield from self._expired()
+
+    def _expired(self) -> Iterator[Answer]:
+        """A request that no controller has taken is given up, so that no later one carries it out, and with it all that
+        share its socket.
+        """
+        now_s = time.monotonic()
+        late = {request_id: request for request_id, request in self._open.items() if now_s > request.until_s}
+        if any(not request.is_accepted for request in late.values()):
+            self._client.give_up()
+            late, self._open = self._open, {}
+        for request_id, request in late.items():
+            self._open.pop(request_id, None)
+            finished = "not finished" if now_s > request.until_s else "no controller answers any more"
+            why = f"accepted, but {finished}" if request.is_accepted else "no controller answers"
+            yield Answer(request.viewer, request.ref, request.verb, "failed", f"{request.verb}: {why}")
 
     def close(self) -> None:
         self._client.close()

@@ -290,6 +290,18 @@ def test_a_command_to_nobody_fails_in_time_and_says_what_to_do(bus):
     client.close()
 
 
+def test_a_command_that_nobody_took_is_not_carried_out_by_the_next_controller(bus):
+    client = CommandClient(bus)
+    with pytest.raises(NotRunning):
+        client.request("say", "touch the red block", answer_s=0.1)
+    server = CommandServer(bus)
+    assert server.poll(500) is None
+    client.send("status")
+    assert server.poll(2000)[1].verb == "status", "the client goes on"
+    client.close()
+    server.close()
+
+
 def test_a_malformed_command_is_answered_and_the_server_lives_on(bus, served):
     socket = zmq.Context.instance().socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
