@@ -164,7 +164,7 @@ def run(
         max_encoder_restarts=settings.run.max_encoder_restarts,
         restart_backoff_s=settings.run.restart_backoff_s,
         start_timeout_s=settings.run.start_timeout_s,
-        encoder_hung_s=settings.run.encoder_hung_s,
+        encoder_hung_s=settings.encoder_hung_s,
         show=console.line,
         show_status=console.status,
         is_terminal=console.is_terminal,

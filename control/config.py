@@ -248,6 +248,11 @@ class Config(_Section):
         return 1000 / slowest_hz + (encoder.reuse_max_age_ms if encoder.reuse_views else 0.0)
 
     @property
+    def encoder_hung_s(self) -> float:
+        """How long a working encoder may be without features: it is no shorter than two of the times between views."""
+        return max(self.run.encoder_hung_s, 2 * self.view_period_ms / 1000)
+
+    @property
     def watchdog_ns(self) -> int:
         return round(self.robot.watchdog_ms * NS_PER_MS)
 

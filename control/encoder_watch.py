@@ -2,8 +2,9 @@
 
 Knows what the supervisor hears; refuses to end anybody. Frames are large, so they are listened to only while an encoder
 loads, and when features have been missing for half the time. Listening takes about 1 MiB for good the first time, which
-is therefore at the start of a run. An encoder that refuses its frames says so on `features` and is not hung. Until its
-first features after a start it has the time that a run has to start: it loads.
+is therefore at the start of a run. After a time without frames the encoder has half of its own from the first that is
+heard. An encoder that refuses its frames says so on `features` and is not hung. Until its first features after a start
+it has the time that a run has to start: it loads.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class EncoderWatch:
         self._bus, self._hung_after_s, self._start_s = bus, hung_after_s, start_s
         self._encode_s: deque[float] = deque(maxlen=_REMEMBERED)
         self._frames: Subscriber | None = None
+        self._heard_s: float | None = None  # the first frame in the second half of the time without features
         self.started()
 
     def started(self) -> None:
@@ -47,13 +49,19 @@ class EncoderWatch:
 
     def find_fault(self) -> str:
         """Why the encoder counts as hung, '' while it does not."""
-        quiet_s, limit_s = time.monotonic() - self._since_s, self._limit_s()
+        now_s, limit_s = time.monotonic(), self._limit_s()
+        quiet_s = now_s - self._since_s
         if self._has_spoken and quiet_s < limit_s / 2:
+            self._stop_listening()
             return ""
         if self._frames is None:
-            self._frames, self._heard = Latest(self._bus, "frames"), False
-        self._heard = self._frames.poll() is not None or (self._heard and quiet_s > limit_s / 2)
-        if quiet_s < limit_s or not self._heard:
+            self._frames = Latest(self._bus, "frames")
+        comes = self._frames.poll() is not None
+        if quiet_s < limit_s / 2:
+            self._heard_s = None
+        elif comes and self._heard_s is None:
+            self._heard_s = now_s
+        if quiet_s < limit_s or self._heard_s is None or now_s - self._heard_s < limit_s / 2:
             return ""
         return f"no features for {quiet_s:.1f} s although frames arrive"
 
@@ -73,4 +81,4 @@ class EncoderWatch:
     def _stop_listening(self) -> None:
         if self._frames is not None:
             self._frames.close()
-            self._frames = None
+        self._frames = self._heard_s = None

@@ -105,7 +105,7 @@ class Rig:
             max_encoder_restarts=run.max_encoder_restarts,
             restart_backoff_s=run.restart_backoff_s,
             start_timeout_s=run.start_timeout_s,
-            encoder_hung_s=run.encoder_hung_s,
+            encoder_hung_s=self._settings.encoder_hung_s,
             show=self._note,
             show_status=lambda text: None,
             is_terminal=False,

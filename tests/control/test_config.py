@@ -141,6 +141,18 @@ def test_the_budgets_follow_from_the_config(write):
     assert "encode may take 180 ms for full speed, 430 ms to run at all" in lines
 
 
+@pytest.mark.parametrize("key", ["robot.camera_hz", "encoder.max_rate_hz"])
+def test_an_encoder_that_seldom_has_a_view_is_not_taken_for_hung(write, key):
+    wide = ["freshness.hold_after_ms=11000", "freshness.stop_after_ms=60000"]
+    assert load_config(write(MINIMAL)).encoder_hung_s == 3.0
+    assert load_config(write(MINIMAL), [*wide, f"{key}=0.1"]).encoder_hung_s == 20.0
+
+
+def test_the_config_that_compiles_gives_its_encoder_time_to_do_so_in_mid_run():
+    config = load_config(ROOT / "configs" / "qwen2.5-vl-3b.yaml")
+    assert config.encoder.compile != "eager" and config.encoder_hung_s == 60.0
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -1,5 +1,6 @@
 """An encoder that hangs, told from one that works, refuses, loads, or has nothing to do: real processes and sockets."""
 
+import contextlib
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,42 @@ def test_an_encoder_that_works_or_refuses_or_loads_is_left_alone(stage, busy, wh
 @pytest.mark.parametrize("nothing", [{"cameras": False}, {"instruction_id": 0}])
 def test_an_encoder_that_has_nothing_to_do_is_left_alone(stage, busy, nothing):
     assert not until_restarted_or(stage, 4.0, lambda: busy(**nothing))
+
+
+@pytest.fixture
+def cameras(bus):
+    """Sends a frame."""
+    frames = Publisher(bus, "frames")
+    yield lambda: frames.send(Frames(1, time.monotonic_ns(), {"front": np.zeros((28, 28, 3), np.uint8)}))
+    frames.close()
+
+
+def fault_within(watch, seconds, feed=lambda: None):
+    """The first fault that is found in that time, '' where there is none; `feed` is called all the while."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        feed()
+        if fault := watch.find_fault():
+            return fault
+        time.sleep(0.01)
+    return ""
+
+
+def test_after_a_time_without_frames_the_encoder_has_half_of_its_time_for_the_first(bus, cameras):
+    with contextlib.closing(EncoderWatch(bus, hung_after_s=2.0, start_s=60.0)) as watch:
+        watch.add_features(features(1))
+        assert fault_within(watch, 2.2) == "", "the cameras stand"
+        assert fault_within(watch, 0.3, cameras) == "", "and have just come again"
+        watch.add_features(features(2))
+        assert "although frames arrive" in fault_within(watch, 10.0, cameras), "now it hangs"
+
+
+def test_frames_that_came_before_the_instruction_are_none_that_the_encoder_should_have_encoded(bus, cameras):
+    with contextlib.closing(EncoderWatch(bus, hung_after_s=1.2, start_s=60.0)) as watch:
+        watch.add_features(features(1))
+        assert fault_within(watch, 0.8, cameras) == ""
+        watch.add_cycle(replace(cycle(1), instruction_id=0, pending_id=None))
+        assert fault_within(watch, 1.5) == "", "the cameras stand"
 
 
 def test_it_listens_to_frames_while_an_encoder_loads_and_no_longer(bus):
