@@ -33,7 +33,7 @@ _ANSWER_S, _CONTROLLER_S, _ROBOT_S, _ENCODER_S = 0.4, 1.2, 1.5, 0.8  # with the 
 _ORPHANS_S = 4.0
 _LISTENERS_S = 5.0  # then the robot is long held, and a recording is worth the wait for its index
 _TRIM_S = 60.0
-_STABLE_S = 30.0  # an encoder that ran this long starts again with the shortest pause
+_STABLE_S = 15.0  # an encoder that gave features for so long starts again with the shortest pause
 
 
 class Supervisor:
@@ -61,6 +61,7 @@ class Supervisor:
         self.encoder_restarts = self._restarts_in_a_row = 0
         self._pause_s = restart_backoff_s
         self._restart_at_s: float | None = None
+        self._works_since: tuple[int, float] | None = None  # the epoch of the encoder, and when its first features came
         self._ended_early: set[str] = set()  # of those that only listen
         self._mode: Mode | None = None
         self._encoder_watch = EncoderWatch(bus, encoder_hung_s, start_timeout_s)
@@ -149,6 +150,15 @@ class Supervisor:
         while (encoded := features.poll()) is not None:
             self.figures.add_features(encoded)
             self._encoder_watch.add_features(encoded)
+            if not encoded.fault:
+                self._note_work(encoded.encoder_epoch)
+
+    def _note_work(self, epoch: int) -> None:
+        """Only an encoder that works is stable: one that loads for minutes, and dies of its first frame, is not."""
+        if self._works_since is None or self._works_since[0] != epoch:
+            self._works_since = (epoch, time.monotonic())
+        if time.monotonic() - self._works_since[1] > _STABLE_S:
+            self._pause_s, self._restarts_in_a_row = self._backoff_s, 0
 
     def _kill_hung_encoder(self) -> None:
         """It is then found dead, and started again as after any other end."""
@@ -176,8 +186,6 @@ class Supervisor:
                 self._show(f"       run | {child.name} {how}: ending the run with the robot held")
                 return EXIT_DIED
             if self._restart_at_s is None:
-                if time.monotonic() - child.started_s > _STABLE_S:
-                    self._pause_s, self._restarts_in_a_row = self._backoff_s, 0
                 if self._restarts_in_a_row >= self._max_restarts:
                     self._show(f"       run | encoder {how} for good after {self._restarts_in_a_row} restarts in a row")
                     return EXIT_DIED

@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,37 @@ def test_a_dying_encoder_is_restarted_after_growing_pauses_and_then_given_up(sta
     ]
     assert "encoder ended with code 1 for good after 2 restarts in a row" in stage.lines[-1]
     assert supervised.encoder_restarts == 2 and stage.none_left()
+
+
+def test_an_encoder_that_loads_for_long_and_dies_of_its_first_frame_is_given_up_too(stage, monkeypatch):
+    monkeypatch.setattr(supervisor, "_STABLE_S", 0.1)
+    supervised = stage.supervise(robot=FOREVER, encoder="import time\ntime.sleep(0.4)\nraise SystemExit(1)")
+    assert supervised.run(lambda: supervised.encoder_restarts > 3, None) == EXIT_DIED
+    assert "for good after 2 restarts in a row" in stage.lines[-1]
+
+
+WORKS_AND_DIES = """
+import os, time
+import numpy as np
+from control.address import BusAddress
+from control.bus import Publisher
+from control.messages import Features
+out = Publisher(BusAddress(os.environ["SACCADE_TEST_BUS"]), "features")
+for seq in range(60):
+    now = time.monotonic_ns()
+    out.send(Features(seq, now, 1, now, 1, 1, os.getpid(), "p", np.ones((1, 2), np.float32), {}, 5.0))
+    time.sleep(0.02)
+raise SystemExit(1)
+"""
+
+
+def test_an_encoder_that_worked_for_a_while_begins_again_with_the_shortest_pause(stage, monkeypatch):
+    monkeypatch.setattr(supervisor, "_STABLE_S", 0.2)
+    monkeypatch.setenv("SACCADE_TEST_BUS", stage.bus.address)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    supervised = stage.supervise(robot=FOREVER, encoder=WORKS_AND_DIES)
+    assert supervised.run(lambda: supervised.encoder_restarts > 3, None) == EXIT_DONE
+    assert {line.partition("again in ")[2] for line in stage.lines if "again in" in line} == {"0.05 s, the robot holds"}
 
 
 def test_an_encoder_that_cannot_start_at_all_is_not_restarted(stage):
