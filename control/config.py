@@ -238,6 +238,7 @@ class Config(_Section):
             workspace=self.safety.workspace,
             allow_unlimited=self.safety.allow_unlimited,
             max_following_s=self.safety.max_following_s,
+            watchdog_ns=self.watchdog_ns,
         )
 
     @property

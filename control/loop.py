@@ -40,7 +40,7 @@ MAX_CHUNK_ROWS = 100  # a chunk is followed no longer than the robot's watchdog;
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
     """`state_max_age_ms` and `switch_max_ms` lead to HOLD, `max_following_s` to STOP; `max_missed_ticks` is how many a
-    single overrun may cost.
+    single overrun may cost. `watchdog_ns` is the robot host's, after which it holds by itself.
     """
 
     period_ns: int
@@ -52,6 +52,7 @@ class LoopSettings:
     workspace: dict[str, tuple[float, float]]
     allow_unlimited: bool = False
     max_following_s: float = 0.5  # how far an arm may be from its command: as far as it moves in this time
+    watchdog_ns: int = 300 * NS_PER_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,9 @@ class ControlLoop:
         verdict = cache.judge(began_ns, is_starting=not self._has_run)
         features_ns = self._clock.now_ns()
 
-        if state_fault or is_restarted or self._missed_fault(tick):
+        gap_ns = (tick.missed + 1) * self._settings.period_ns
+        has_held = tick.missed > 0 and gap_ns > self._settings.watchdog_ns
+        if state_fault or is_restarted or has_held or self._missed_fault(tick):
             self._is_lost = True  # after so long a gap the robot host holds by itself, somewhere on its way
         elif tick.missed and self._sent is not None and self.mode is Mode.RUN:
             self._commanded, self._step = followed_to(self._sent, tick.missed)

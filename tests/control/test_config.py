@@ -135,6 +135,10 @@ def test_a_workspace_is_given_as_pairs(write):
     assert config.loop_settings().workspace == {"waist": (-1, 1)}
 
 
+def test_the_loop_knows_the_robot_hosts_watchdog(write):
+    assert load_config(write(MINIMAL), ["robot.watchdog_ms=250"]).loop_settings().watchdog_ns == 250_000_000
+
+
 def test_the_budgets_follow_from_the_config(write):
     lines = "\n".join(budgets(load_config(write(MINIMAL))))
     assert "feature age when healthy: 2 x encode + 140 ms at most" in lines

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from rig import FixedHead, LoopRig, two_joint_spec
 
+from control.clock import NS_PER_MS
 from control.errors import MismatchError
 from control.messages import Mode
 from control.safety import Freshness
@@ -315,6 +316,19 @@ def test_after_a_long_gap_the_way_begins_where_the_host_held_and_is_no_following
     rig.head.targets = np.array([[0.9, 0.0]])
     again = rig.healthy_tick(state=(0.3, 0.0))
     assert again.mode == "RUN" and rig.action.items[-1].targets[0, 0] == pytest.approx(0.4)
+
+
+def test_missed_ticks_past_the_hosts_watchdog_are_not_believed_to_have_been_followed():
+    """At 5 Hz three ticks are 800 ms; the host has held since 300."""
+    head = FixedHead([[0.2, 0.0], [0.4, 0.0], [0.6, 0.0], [0.8, 0.0]])
+    head.period_s = 0.2
+    rig = LoopRig(head, period_ns=200 * NS_PER_MS, watchdog_ns=300 * NS_PER_MS).running()
+    rig.head.targets = np.array([[0.9, 0.0]])
+    rig.feed_state((0.25, 0.0))
+    rig.feed_features()
+    cycle = rig.tick(missed=3)
+    assert (cycle.mode, cycle.reason) == (Mode.RUN, "")
+    assert rig.action.items[-1].targets[0, 0] == pytest.approx(0.45), "from what is measured, a step of 200 ms on"
 
 
 def test_after_missed_ticks_the_way_goes_on_where_the_host_has_come_to():
