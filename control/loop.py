@@ -165,7 +165,8 @@ class ControlLoop:
             self._commanded, self._step = followed_to(self._sent, tick.missed)
         fault = state_fault or robot.camera_fault or self._missed_fault(tick) or verdict.fault
         danger = "" if state_fault else robot.find_danger(None if self._is_lost else self._commanded)
-        stop = self._stop_request or danger or verdict.stop
+        keeps_cause = self._latched and not self._resume_request  # in STOP features grow old, which explains nothing
+        stop = self._stop_request or danger or ("" if keeps_cause else verdict.stop)
         head_failed = False
         targets, gated = None, Gated(np.empty((0, 0)), (), "")
         if not fault and not stop and (self.mode is not Mode.STOP or self._resume_request):

@@ -88,6 +88,34 @@ def test_stop_is_latched_until_resume(rig):
     assert rig.healthy_tick().mode is Mode.RUN
 
 
+def test_the_first_cause_of_a_stop_stays_its_reason_while_features_grow_old(rig):
+    rig.running()
+    rig.loop.stop("stopped by the operator")
+    assert rig.healthy_tick().reason == "stopped by the operator"
+    for _ in range(30):
+        rig.feed_state()
+        cycle = rig.tick()
+    assert cycle.feature_age_ms > 2000
+    assert (cycle.mode, cycle.reason) == (Mode.STOP, "stopped by the operator")
+    rig.loop.stop("stopped on the page")
+    rig.feed_state()
+    assert rig.tick().reason == "stopped on the page", "a hand's newer word"
+    rig.feed_state((1.5, 0.0))
+    assert rig.tick().reason.startswith("the state of a is 1.5, far outside its limits"), "a danger"
+
+
+def test_a_resume_that_is_refused_says_what_stands_in_its_way_now(rig):
+    rig.running()
+    rig.loop.stop("stopped by the operator")
+    for _ in range(25):
+        rig.feed_state()
+        rig.tick()
+    rig.loop.resume()
+    rig.feed_state()
+    cycle = rig.tick()
+    assert cycle.mode is Mode.STOP and "past stop_after_ms 2000" in cycle.reason
+
+
 def test_resume_does_not_override_a_cause_that_is_still_there(rig):
     rig.running()
     for _ in range(25):
