@@ -150,7 +150,7 @@ class ControlLoop:
         robot, cache = self._robot, self._cache
         robot.take_spec(self._ports.robot.poll())
         is_restarted = robot.take_state(self._ports.state.poll())
-        state_fault = robot.find_fault(began_ns, self._ports.state.last_error)
+        state_fault = robot.find_fault(began_ns, self._clock.now_ns(), self._ports.state.last_error)
         state_ns = self._clock.now_ns()
         cache.take(self._ports.features.poll(), began_ns, self._ports.features_arrived_ns())
         age_ms = cache.age_ms(began_ns)

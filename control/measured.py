@@ -71,20 +71,25 @@ class MeasuredRobot:
         self.state = state
         return is_restarted
 
-    def find_fault(self, now_ns: int, last_error: str) -> str:
-        """Why the newest state cannot be acted on, '' when it can. `last_error` explains messages that were refused."""
+    def find_fault(self, began_ns: int, polled_ns: int, last_error: str) -> str:
+        """Why the newest state cannot be acted on, '' when it can. `last_error` explains messages that were refused.
+
+        Its age is that at the beginning of the tick. One that came within the tick, before it was polled, is younger
+        than that, and from no future.
+        """
         because = f" ({last_error})" if last_error else ""
         if self.spec is None:
             return "waiting for the robot host"
         if self.state is None:
             return f"no state from the robot yet{because}"
-        age_ms = (now_ns - self.state.stamp_ns) / NS_PER_MS
+        age_ms = (began_ns - self.state.stamp_ns) / NS_PER_MS
         if age_ms > self._state_max_age_ms:
             limit_ms = self._state_max_age_ms
             return f"the state is {age_ms:.0f} ms old, limit {limit_ms:g}: robot host stalled{because}"
-        if age_ms < -1.0:
+        ahead_ms = (self.state.stamp_ns - polled_ns) / NS_PER_MS
+        if ahead_ms > 1.0:
             return (
-                f"the state is stamped {-age_ms:.0f} ms in the future: robot host and controller must share one clock"
+                f"the state is stamped {ahead_ms:.0f} ms in the future: robot host and controller must share one clock"
             )
         bad = find_bad_state(self.state.values, self.spec)
         return bad or find_bad_history(self.state.history, self._head.window_samples, self.spec)

@@ -244,6 +244,22 @@ def test_bad_state_holds_with_a_reason_and_moves_nothing(rig, values, reason):
     assert np.array_equal(rig.action.items[-1].targets[0], before)
 
 
+def test_a_state_that_comes_while_a_tick_waits_for_the_processor_is_from_no_future(rig):
+    rig.running()
+    polled = rig.state.poll
+
+    def poll_late():
+        rig.clock.advance(5 * NS_PER_MS)
+        rig.feed_state(rig.action.items[-1].targets[0])
+        return polled()
+
+    rig.state.poll = poll_late
+    rig.feed_features()
+    cycle = rig.tick()
+    assert (cycle.mode, cycle.reason) == (Mode.RUN, "")
+    assert cycle.state_age_ms == -5.0, "the age at the beginning of the tick, by which a replay finds the state"
+
+
 def test_a_state_from_the_future_holds(rig):
     rig.running()
     rig.feed_state(age_ms=-500)
