@@ -49,29 +49,38 @@ class CameraWatch:
         self._seen: dict[str, _Seen] = {}
 
     def find_faults(
-        self, stamp_ns: int, images: Mapping[str, np.ndarray], captured_ns: Mapping[str, int] | None = None
+        self,
+        stamp_ns: int,
+        images: Mapping[str, np.ndarray],
+        captured_ns: Mapping[str, int] | None = None,
+        read_ns: int | None = None,
     ) -> dict[str, str]:
         """What is wrong with each camera, in words that go on after its name; nothing for those that are well.
 
-        `captured_ns` is when the driver says that each image was taken, where it does.
+        `captured_ns` is when the driver says that each image was taken, where it does; `read_ns` when the images were
+        there, which is later than `stamp_ns` where a driver waits for the next one.
         """
         for name in self._cameras.keys() & images.keys():
             self._see(name, images[name], stamp_ns)
         faults = {}
         for name, size in self._cameras.items():
-            fault = self._find_fault(name, size, images.get(name), stamp_ns, captured_ns or {})
+            taken_ns = (captured_ns or {}).get(name, stamp_ns)
+            ahead_ms = (taken_ns - (stamp_ns if read_ns is None else read_ns)) / NS_PER_MS
+            fault = self._find_fault(name, size, images.get(name), stamp_ns, taken_ns)
+            if not fault and ahead_ms > 1.0:
+                fault = f"is stamped {ahead_ms:.0f} ms in the future: its driver must use the monotonic clock"
             if fault:
                 faults[name] = fault
         return faults
 
     def _find_fault(
-        self, name: str, size: tuple[int, int], image: np.ndarray | None, stamp_ns: int, captured_ns: Mapping[str, int]
+        self, name: str, size: tuple[int, int], image: np.ndarray | None, stamp_ns: int, taken_ns: int
     ) -> str:
         if image is None:
             return "gives no image"
         if image.shape != (*size, 3) or image.dtype != np.uint8:
             return f"gives {image.dtype} images of shape {image.shape}, expected uint8 {(*size, 3)}"
-        age_ms = (stamp_ns - captured_ns.get(name, stamp_ns)) / NS_PER_MS
+        age_ms = (stamp_ns - taken_ns) / NS_PER_MS
         if age_ms > self._limits.late_after_ms:
             return f"is late: its newest image is {age_ms:.0f} ms old, limit {self._limits.late_after_ms:g}"
         if self._seen[name].is_black:

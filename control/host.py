@@ -267,7 +267,8 @@ class RobotHost:
         stamp_ns = self._clock.now_ns()
         images = self._robot.read_frames()
         captured_ns = self._stamps.captured_ns if self._stamps is not None else {}
-        before, self._camera_faults = self._camera_faults, self._watch.find_faults(stamp_ns, images, captured_ns)
+        read_ns, before = self._clock.now_ns(), self._camera_faults
+        self._camera_faults = self._watch.find_faults(stamp_ns, images, captured_ns, read_ns)
         for name in before.keys() - self._camera_faults.keys():
             log.info("camera '%s' is well again", name)
         for name, fault in self._camera_faults.items():

@@ -109,6 +109,21 @@ def test_a_camera_whose_driver_falls_behind_is_late():
     assert faults[-1] == {"front": "is late: its newest image is 520 ms old, limit 500"}
 
 
+def test_a_camera_whose_driver_stamps_with_another_clock_is_not_fresh_for_ever():
+    scene = Scene("front")
+    wall_ns = 1_700_000_000 * 10**9
+    [fault] = scene.capture(captured_ns={"front": scene.now_ns + wall_ns}).values()
+    assert fault == "is stamped 1699999999960 ms in the future: its driver must use the monotonic clock"
+    assert scene.capture(captured_ns={"front": scene.now_ns + PERIOD_NS}) == {}
+
+
+def test_an_image_that_was_taken_while_the_host_waited_for_it_is_from_no_future():
+    scene = Scene("front")
+    taken_ns = scene.now_ns + 30 * NS_PER_MS
+    faults = scene.watch.find_faults(scene.now_ns, scene.images(), {"front": taken_ns}, taken_ns + 10 * NS_PER_MS)
+    assert faults == {}
+
+
 def test_a_buffer_that_the_driver_uses_again_is_not_taken_for_a_frozen_camera():
     scene = Scene()
     buffers = scene.images()

@@ -343,6 +343,26 @@ def test_the_stamps_of_a_driver_travel_with_its_images(bus):
     host.close()
 
 
+def test_only_an_image_that_is_stamped_after_it_was_read_is_from_the_future(bus, clock):
+    class Waiting(ScriptedRobot):
+        captured_ns, ahead_ms = {}, 0
+
+        def read_frames(self):
+            clock.advance(30 * NS_PER_MS)
+            self.captured_ns = {"front": clock.now_ns() + self.ahead_ms * NS_PER_MS}
+            return {"front": np.full((28, 28, 3), 99, np.uint8)}
+
+    robot = Waiting()
+    host = RobotHost(robot, bus, clock=clock)
+    host.step()
+    assert host._camera_faults == {}
+    robot.ahead_ms = 80
+    clock.advance(1000 * NS_PER_MS)
+    host.step()
+    assert host._camera_faults["front"].startswith("is stamped 80 ms in the future")
+    host.close()
+
+
 def test_whatever_ends_the_host_the_robot_is_held_and_then_closed(bus):
     robot = ScriptedRobot()
     robot.read_frames = lambda: (_ for _ in ()).throw(RuntimeError("camera unplugged"))
