@@ -104,7 +104,8 @@ class Publisher:
 
 
 class Subscriber:
-    """Reads one topic. Messages that do not decode are counted, kept as `last_error`, and never returned.
+    """Reads one topic. Messages that do not decode are counted, kept as `last_error`, and never returned. `refusal` is
+    why the newest was one of them, '' when it was not: an old refusal explains nothing of now.
 
     With `newest_only` a message is dropped undecoded where a newer one waits. A reader that comes so seldom that its
     queue is full may once get an older one, and the newest when it comes again; a `Kept` never does.
@@ -128,7 +129,7 @@ class Subscriber:
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
         connect(self._socket, bus, topic, max_bytes(topic))
         self.rejected = 0
-        self.last_error = ""
+        self.last_error = self.refusal = ""
 
     @property
     def socket(self) -> zmq.Socket:
@@ -158,10 +159,11 @@ class Subscriber:
 
     def _decoded(self, data: bytes) -> Any | None:
         try:
-            return decode(self._topic, data)
+            noun, self.refusal = decode(self._topic, data), ""
+            return noun
         except WireError as error:
             self.rejected += 1
-            self.last_error = str(error)
+            self.last_error = self.refusal = str(error)
             return None
 
     def close(self) -> None:

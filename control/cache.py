@@ -118,10 +118,14 @@ class FeatureCache:
         oldest = max(self.features.view_age_ms.values(), default=0.0)
         return (now_ns - self.features.frame_stamp_ns) / NS_PER_MS + oldest
 
-    def judge(self, now_ns: int, is_starting: bool) -> Verdict:
-        """What the ladder says to the features in use. While starting nothing is stale yet, but limits can be wrong."""
+    def judge(self, now_ns: int, refusal: str, is_starting: bool) -> Verdict:
+        """What the ladder says to the features in use. While starting nothing is stale yet, but limits can be wrong.
+
+        `refusal` is why the newest message did not decode, where it did not.
+        """
         age_ms = self.age_ms(now_ns)
-        why = f" ({self._refused})" if self._refused else ""
+        refused = refusal or self._refused
+        why = f" ({refused})" if refused else ""
         if self.acting is None or age_ms is None:
             if self.pending is None:
                 return Verdict(0.0, "no instruction yet; give one with `say`")

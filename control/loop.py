@@ -22,10 +22,10 @@ from control.safety import MAX_BAD_TARGETS, Freshness, Gated, Limits, find_bad_t
 
 
 class Inbox(Protocol):
-    """The newest message of a topic, None when there is no new one."""
+    """The newest message of a topic, None when there is no new one. `refusal`: why the newest is not given, or ''."""
 
     rejected: int
-    last_error: str
+    refusal: str
 
     def poll(self) -> Any | None: ...
 
@@ -147,14 +147,14 @@ class ControlLoop:
 
     def tick(self, tick: Tick) -> Cycle:
         began_ns = self._clock.now_ns()
-        robot, cache = self._robot, self._cache
-        robot.take_spec(self._ports.robot.poll())
-        is_restarted = robot.take_state(self._ports.state.poll())
-        state_fault = robot.find_fault(began_ns, self._clock.now_ns(), self._ports.state.last_error)
+        robot, cache, ports = self._robot, self._cache, self._ports
+        robot.take_spec(ports.robot.poll())
+        is_restarted = robot.take_state(ports.state.poll())
+        state_fault = robot.find_fault(began_ns, self._clock.now_ns(), ports.robot.refusal, ports.state.refusal)
         state_ns = self._clock.now_ns()
-        cache.take(self._ports.features.poll(), began_ns, self._ports.features_arrived_ns())
+        cache.take(ports.features.poll(), began_ns, ports.features_arrived_ns())
         age_ms = cache.age_ms(began_ns)
-        verdict = cache.judge(began_ns, is_starting=not self._has_run)
+        verdict = cache.judge(began_ns, ports.features.refusal, is_starting=not self._has_run)
         features_ns = self._clock.now_ns()
 
         gap_ns = (tick.missed + 1) * self._settings.period_ns

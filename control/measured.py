@@ -71,15 +71,15 @@ class MeasuredRobot:
         self.state = state
         return is_restarted
 
-    def find_fault(self, began_ns: int, polled_ns: int, last_error: str) -> str:
-        """Why the newest state cannot be acted on, '' when it can. `last_error` explains messages that were refused.
+    def find_fault(self, began_ns: int, polled_ns: int, spec_refusal: str, state_refusal: str) -> str:
+        """Why the newest state cannot be acted on, '' when it can. The refusals explain messages that did not decode.
 
         Its age is that at the beginning of the tick. One that came within the tick, before it was polled, is younger
         than that, and from no future.
         """
-        because = f" ({last_error})" if last_error else ""
         if self.spec is None:
-            return "waiting for the robot host"
+            return f"waiting for the robot host{f' ({spec_refusal})' if spec_refusal else ''}"
+        because = f" ({state_refusal})" if state_refusal else ""
         if self.state is None:
             return f"no state from the robot yet{because}"
         age_ms = (began_ns - self.state.stamp_ns) / NS_PER_MS

@@ -104,7 +104,7 @@ class _Inbox:
     """One message at a time, as a reader of the newest gets it."""
 
     rejected = 0
-    last_error = ""
+    refusal = ""
 
     def __init__(self) -> None:
         self.newest: Any = None

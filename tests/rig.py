@@ -35,7 +35,7 @@ class Queue:
     def __init__(self) -> None:
         self.items: deque[Any] = deque()
         self.rejected = 0
-        self.last_error = ""
+        self.refusal = ""
 
     def send(self, noun: Any) -> None:
         self.items.append(noun)

@@ -103,7 +103,7 @@ class EncoderService:
         self._told = Told(log)
         self._spoke_ns = 0  # when the newest features or refusal went out
         self._not_finite = 0  # frames in a row
-        self._rejected = 0
+        self._rejected = {inbox: 0 for inbox in (self._frames_in, self._instructions_in)}
 
     def run(self, stopped: Callable[[], bool]) -> None:
         try:
@@ -168,7 +168,7 @@ class EncoderService:
         return min(_IDLE_MS, left_ms) if left_ms > 0 else _IDLE_MS
 
     def _report_rejected(self) -> None:
-        rejected = self._frames_in.rejected + self._instructions_in.rejected
-        if rejected > self._rejected:
-            self._rejected = rejected
-            self._told.error(f"refused a message: {self._frames_in.last_error or self._instructions_in.last_error}")
+        for inbox, known in self._rejected.items():
+            if inbox.rejected > known:
+                self._rejected[inbox] = inbox.rejected
+                self._told.error(f"refused a message: {inbox.last_error}")

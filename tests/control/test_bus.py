@@ -15,7 +15,8 @@ from control.address import OWNERS, BusAddress
 from control.bus import Kept, Latest, Publisher, StampedLatest, Subscriber
 from control.command_bus import CommandClient, CommandServer
 from control.errors import BusError, CommandFailed, NotRunning
-from control.messages import Frames, Instruction, Reply
+from control.messages import Frames, Instruction, Reply, State
+from control.wire import encode
 
 
 def instruction(number):
@@ -171,6 +172,10 @@ def test_malformed_messages_are_counted_explained_and_never_returned(bus):
             break
     assert latest.rejected >= 1
     assert latest.last_error.startswith("state: expected one msgpack map")
+    assert latest.refusal == latest.last_error
+    socket.send(encode(State(1, 1, np.zeros(2))))
+    assert wait_for(latest).seq == 1
+    assert latest.refusal == "" and latest.last_error, "an old refusal explains nothing of now"
     socket.close()
     latest.close()
 

@@ -20,6 +20,23 @@ def test_init_names_what_it_waits_for_in_turn(rig):
     assert rig.healthy_tick().mode is Mode.RUN
 
 
+def test_what_it_waits_for_and_was_refused_is_named_with_the_reason(rig):
+    misspelt = "unknown field 'camras'; did you mean 'cameras'?"
+    rig.robot.refusal = f"robot: {misspelt}"
+    assert rig.tick().reason == f"waiting for the robot host (robot: {misspelt})"
+    rig.robot.refusal = ""
+    rig.feed_robot()
+    rig.state.refusal = "state: missing values"
+    assert rig.tick().reason == "no state from the robot yet (state: missing values)"
+    rig.state.refusal = ""
+    rig.loop.say("touch the red block")
+    rig.feed_state()
+    rig.features.refusal = "features: missing tokens"
+    assert rig.tick().reason == "waiting for the first features of instruction 1 (features: missing tokens)"
+    rig.features.refusal = ""
+    assert rig.healthy_tick().mode is Mode.RUN
+
+
 def test_nothing_is_commanded_before_run(rig):
     for _ in range(3):
         rig.tick()

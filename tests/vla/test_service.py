@@ -154,6 +154,13 @@ def test_a_malformed_message_is_refused_and_said(bench, caplog, topic):
     bench.until(lambda: len(bench.encoder.seen) > before, bench.frame)
 
 
+def test_a_refused_instruction_is_not_explained_by_a_frame_that_was_refused_before(bench, caplog):
+    bench.until(lambda: bench.encoder.seen, lambda: (bench.frame(), bench.say(1)))
+    with caplog.at_level(logging.ERROR, logger="encoder"):
+        bench.until(lambda: caplog.records, lambda: bench.frames._socket.send(b"\x93junk"))
+        bench.until(lambda: "instruction: " in caplog.text, lambda: bench.instructions._socket.send(b"\x93junk"))
+
+
 def test_the_measured_encode_time_is_the_median():
     assert measure(CountingEncoder()) == 7.0
 
