@@ -24,13 +24,16 @@ class Episode:
 
 
 class Script:
-    """Says the run's instructions, one every `every_s`, and notes the robot's judgement of each."""
+    """Says the run's instructions, one every `every_s`, and notes the robot's judgement of each. The time of the first
+    begins when it is acted on: an encoder that still loads uses none up.
+    """
 
     def __init__(self, bus: BusAddress, texts: Sequence[str], every_s: float) -> None:
         self._client = CommandClient(bus)
         self._texts, self._every_s = list(texts), every_s
         self.episodes: list[Episode] = []
         self._request_id = 0
+        self._is_first_answered = False
         self._said_s = 0.0
 
     def step(self, ready: bool) -> None:
@@ -38,8 +41,7 @@ class Script:
         while reply := self._client.receive():
             if reply.request_id == self._request_id:
                 self._take(reply)
-        due = not self.episodes or time.monotonic() - self._said_s >= self._every_s
-        if ready and due and self._texts:
+        if ready and self._texts and (not self.episodes or self._is_over):
             text = self._texts.pop(0)
             self.episodes.append(Episode(text))
             self._request_id, self._said_s = self._client.send("say", text), time.monotonic()
@@ -50,11 +52,13 @@ class Script:
             case "accepted":
                 episode.instruction_id = int(reply.values.get("instruction_id") or 0)
             case "done":
+                self._is_first_answered = True
                 switch_ms = reply.values.get("switch_ms")
                 episode.switch_ms = float(switch_ms) if switch_ms is not None else None
                 if len(self.episodes) == 1:
                     self._said_s = time.monotonic()  # the encoder was still starting when this one was said
             case _:
+                self._is_first_answered = True
                 episode.error = reply.message
 
     def see(self, cycle: Cycle) -> None:
@@ -69,13 +73,23 @@ class Script:
         episode.done = cycle.task_done
 
     @property
+    def _is_over(self) -> bool:
+        """Whether the newest episode has had its time."""
+        return self._is_first_answered and time.monotonic() - self._said_s >= self._every_s
+
+    @property
+    def ends(self) -> bool:
+        """Whether it comes to an end by itself."""
+        return not self.is_empty and self._every_s < float("inf")
+
+    @property
     def is_empty(self) -> bool:
         """Whether there never was anything to say."""
         return not self._texts and not self.episodes
 
     @property
     def is_finished(self) -> bool:
-        return not self._texts and bool(self.episodes) and time.monotonic() - self._said_s >= self._every_s
+        return not self._texts and bool(self.episodes) and self._is_over
 
     def close(self) -> None:
         self._client.close()

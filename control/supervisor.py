@@ -69,7 +69,9 @@ class Supervisor:
         self._status: dict[str, Any] = {}  # the controller's own, asked once a second
 
     def run(self, stopped: Callable[[], bool], duration_s: float | None) -> int:
-        """Until `stopped()`, the duration has passed since the first RUN, or a process died for good; the exit code."""
+        """Until `stopped()`, the duration has passed since the first RUN, the episodes are over, or a process died for
+        good; the exit code.
+        """
         lease = Lease(presence(self._bus, "run"))
         self._wait_until_free(stopped)
         cycles = Subscriber(self._bus, "cycle", newest_only=False)
@@ -118,14 +120,13 @@ class Supervisor:
                 return code
             self._script.step(ready=self.figures.last is not None)
             now_s = time.monotonic()
-            if ends_s is None and duration_s is not None:
-                if self.figures.has_run or (self._script.is_empty and self.figures.last is not None):
-                    ends_s = now_s + duration_s
-                elif now_s > gives_up_s:
-                    why = self.figures.last.reason if self.figures.last else "the controller never spoke"
-                    self._show(f"       run | no RUN cycle within {self._start_timeout_s:g} s: {why}")
-                    return EXIT_NOT_POSSIBLE
-            if (ends_s is not None and now_s >= ends_s) or (duration_s is None and self._script.is_finished):
+            is_started = self.figures.has_run or (self._script.is_empty and self.figures.last is not None)
+            is_finished = duration_s is None and self._script.is_finished
+            if is_started and ends_s is None and duration_s is not None:
+                ends_s = now_s + duration_s
+            if not is_started and (is_finished or (self._is_bounded(duration_s) and now_s > gives_up_s)):
+                return self._give_up()
+            if is_finished or (ends_s is not None and now_s >= ends_s):
                 break
             if now_s >= status_s:
                 self._show_status(self.status_line())
@@ -140,6 +141,16 @@ class Supervisor:
                 trim_s = now_s + _TRIM_S
             cycles.socket.poll(50)
         return EXIT_STOPPED if self._mode is Mode.STOP else EXIT_DONE
+
+    def _is_bounded(self, duration_s: float | None) -> bool:
+        """Whether this run is to end by itself; another may wait for an encoder for as long as its operator does."""
+        return duration_s is not None or self._script.ends
+
+    def _give_up(self) -> int:
+        waited = f"within {self._start_timeout_s:g} s" if not self._script.is_finished else "in any episode"
+        why = self.figures.last.reason if self.figures.last else "the controller never spoke"
+        self._show(f"       run | no RUN cycle {waited}: {why}")
+        return EXIT_STOPPED if self._mode is Mode.STOP else EXIT_NOT_POSSIBLE
 
     def _drain(self, cycles: Subscriber, features: Subscriber) -> None:
         while (cycle := cycles.poll()) is not None:

@@ -10,10 +10,13 @@ import pytest
 from control import supervisor
 from control.bus import Publisher
 from control.child import Child
+from control.command_bus import CommandServer
 from control.errors import BusError
+from control.messages import Mode, Reply
 from control.report import RunFigures, summary
 from control.script import Script
 from control.supervisor import EXIT_DIED, EXIT_DONE, EXIT_NOT_POSSIBLE, EXIT_USAGE, RECORDER, Supervisor
+from tests.control.test_report import cycle
 
 FOREVER = "import time\nwhile True: time.sleep(0.05)"
 DEAF = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\n" + FOREVER
@@ -125,6 +128,37 @@ def test_a_run_that_never_reaches_run_is_given_up_with_its_reason(stage):
     supervised = stage.supervise(["touch it"], start_timeout_s=0.2, robot=FOREVER)
     assert supervised.run(lambda: False, 5.0) == EXIT_NOT_POSSIBLE
     assert "no RUN cycle within 0.2 s: the controller never spoke" in stage.lines[-1]
+
+
+def test_episodes_that_never_reach_run_are_given_up_also_without_a_duration(stage, bus):
+    cycles = Publisher(bus, "cycle", queue=1000)
+    supervised = stage.supervise(["touch it", "lift it"], start_timeout_s=1.0, robot=FOREVER)
+    ends_s = time.monotonic() + 15.0
+
+    def stopped():
+        cycles.send(cycle(1, Mode.INIT, reason="waiting for the first features of instruction 1"))
+        return time.monotonic() > ends_s
+
+    assert supervised.run(stopped, None) == EXIT_NOT_POSSIBLE
+    assert "no RUN cycle within 1 s: waiting for the first features of instruction 1" in stage.lines[-1]
+    cycles.close()
+
+
+def test_episodes_that_were_all_refused_end_as_not_possible(stage, bus):
+    cycles, server = Publisher(bus, "cycle", queue=1000), CommandServer(bus)
+    supervised = stage.supervise(["touch it"], robot=FOREVER)
+    ends_s = time.monotonic() + 15.0
+
+    def stopped():
+        cycles.send(cycle(1, Mode.INIT, reason="no instruction yet"))
+        if (received := server.poll()) is not None:
+            server.reply(received[0], Reply(received[1].request_id, "failed", "it is no instruction"))
+        return time.monotonic() > ends_s
+
+    assert supervised.run(stopped, None) == EXIT_NOT_POSSIBLE
+    assert "no RUN cycle in any episode: no instruction yet" in stage.lines[-1]
+    cycles.close()
+    server.close()
 
 
 def test_a_run_waits_for_what_an_earlier_one_has_left_to_end(stage, bus):
