@@ -23,6 +23,19 @@ class DeskArm:
 
 class NoArm:
     def __init__(self, clock): pass
+
+class BadArm:
+    def __init__(self, clock, fault="", value=None):
+        if fault == "attribute":
+            None.port
+        elif fault == "type":
+            "a" + 1
+        elif fault == "port":
+            raise OSError("no such port: usb0")
+        elif fault == "extra":
+            import no_such_driver
+        elif fault == "value":
+            raise ValueError(f"value must be positive, got {value}")
 """
 
 
@@ -35,6 +48,7 @@ def desk_arm(tmp_path, monkeypatch):
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: desk-arm\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(
         "[saccade.robots]\ndesk-arm = desk_arm:DeskArm\nno-arm = desk_arm:NoArm\nlost-arm = no_such_module:Arm\n"
+        "bad-arm = desk_arm:BadArm\nno-class = desk_arm:Missing\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
@@ -54,6 +68,12 @@ def test_somebodys_own_arm_is_found_by_its_name(desk_arm):
         ("desk-arm", {"speed": 1}, "robot 'desk-arm' does not take these robot.options"),
         ("no-arm", {}, "is no control.robot.Robot: methods are missing"),
         ("lost-arm", {}, "cannot be imported: No module named 'no_such_module'; is its extra installed"),
+        ("no-class", {}, "cannot be imported: module 'desk_arm' has no attribute 'Missing'; is its extra installed"),
+        ("bad-arm", {"fault": "attribute"}, "could not be made with .*: AttributeError: 'NoneType' .*; see its driver"),
+        ("bad-arm", {"fault": "type"}, "could not be made with .*: TypeError: can only concatenate .*; see its driver"),
+        ("bad-arm", {"fault": "port"}, "could not be made with .*: OSError: no such port: usb0; see its driver"),
+        ("bad-arm", {"fault": "extra"}, "cannot be imported: No module named 'no_such_driver'; is its extra installed"),
+        ("bad-arm", {"fault": "value", "value": -1}, "does not take these robot.options .*: value must be positive"),
     ],
 )
 def test_a_robot_that_cannot_be_made_says_why(desk_arm, name, options, message):
