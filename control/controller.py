@@ -23,6 +23,7 @@ from control.head import ActionHead
 from control.loop import ControlLoop, LoopSettings, Ports
 from control.messages import Command, Cycle, Mode, Reply, RobotSpec
 from control.reasons import CONTROLLER_ENDS, kind
+from control.wire import MAX_TEXT_CHARS
 
 log = logging.getLogger("controller")
 
@@ -173,7 +174,7 @@ class Controller:
             self._waiting.remove((client, request_id, instruction_id))
 
     def _finish(self, client: bytes, request_id: int, outcome: str, message: str, values: dict) -> None:
-        self._server.reply(client, Reply(request_id, outcome, message, values))
+        self._server.reply(client, Reply(request_id, outcome, message[:MAX_TEXT_CHARS], values))
 
     def _status(self) -> dict[str, float | int | str | bool | None]:
         loop, cycle = self.loop, self._cycle

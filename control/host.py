@@ -18,14 +18,16 @@ from control.address import BusAddress
 from control.bus import Latest, Publisher
 from control.camera_watch import CameraLimits, CameraWatch
 from control.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock, Pacer
-from control.errors import RobotFailure, SaccadeError
+from control.errors import RobotError, RobotFailure, SaccadeError, WireError
 from control.history import StateHistory
 from control.messages import ActionChunk, Frames, Instruction, Mode, RobotSpec, State
 from control.reasons import Told
 from control.robot import Judge, Robot, StampsImages
+from control.wire import decode, encode, max_bytes
 
 log = logging.getLogger("robot")
 
+_FRAMES_HEADER_BYTES = 32 << 10  # all of a message but its pixels: names, stamps and faults of the most cameras
 _PUSHED_S = 0.05  # at its velocity limit: an arm that came so much further from its command in STOP was moved by hand
 
 
@@ -144,7 +146,11 @@ class RobotHost:
         history_samples: int = 0,
         cameras: CameraLimits | None = None,
     ) -> None:
-        """`history_samples` above 0: the robot is measured at every step, and a state carries so many of the last."""
+        """`history_samples` above 0: the robot is measured at every step, and a state carries so many of the last.
+
+        Raises RobotError for a robot that is larger than messages may be.
+        """
+        _check_fits_the_wire(robot.spec)
         self._robot = robot
         self._judge = robot if isinstance(robot, Judge) else None
         self._stamps = robot if isinstance(robot, StampsImages) else None
@@ -295,6 +301,21 @@ class RobotHost:
     def close(self) -> None:
         for port in (self._state_out, self._frames_out, self._spec_out, self._actions, self._instructions):
             port.close()
+
+
+def _check_fits_the_wire(spec: RobotSpec) -> None:
+    """Its readers would refuse what is too large, and it would wait for them for ever."""
+    try:
+        decode("robot", encode(spec))
+    except (WireError, TypeError) as error:
+        raise RobotError(f"robot '{spec.name}' cannot be announced: {error}; see the spec of its driver") from None
+    pixels = sum(3 * height * width for height, width in spec.cameras.values())
+    most = max_bytes("frames") - _FRAMES_HEADER_BYTES
+    if pixels > most:
+        raise RobotError(
+            f"robot '{spec.name}': its {len(spec.cameras)} cameras give {pixels:,} bytes a capture, expected at most"
+            f" {most:,} (a message of `frames`); give fewer cameras or smaller images"
+        )
 
 
 def stop_on_signals() -> Callable[[], bool]:

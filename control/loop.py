@@ -19,6 +19,7 @@ from control.head import ActionHead
 from control.measured import MeasuredRobot
 from control.messages import ActionChunk, Cycle, Instruction, Mode, RobotSpec, State
 from control.safety import MAX_BAD_TARGETS, Freshness, Gated, Limits, find_bad_target, gate, next_mode
+from control.wire import MAX_TEXT_CHARS
 
 
 class Inbox(Protocol):
@@ -237,7 +238,8 @@ class ControlLoop:
             self._latched = stop or self._latched
             self._is_lost = True  # the arm may be moved by hand meanwhile
         slowed = f"features {age_ms:.0f} ms old: speed {speed:.0%}" if age_ms is not None and speed < 1 else ""
-        self.reason = {Mode.RUN: slowed, Mode.STOP: self._latched}.get(self.mode, fault)
+        reason = {Mode.RUN: slowed, Mode.STOP: self._latched}.get(self.mode, fault)
+        self.reason = reason[:MAX_TEXT_CHARS]  # a longer one is refused by every reader, and the cycle with it
         if before is Mode.STOP and self.mode is not Mode.STOP:
             self._latched, self._bad_targets = "", 0
         self._stop_request, self._resume_request = "", False

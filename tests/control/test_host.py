@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,9 +7,10 @@ from rig import two_joint_spec
 
 from control.bus import Latest, Publisher
 from control.clock import NS_PER_MS, FakeClock
-from control.errors import RobotFailure
-from control.host import Follower, RobotHost
-from control.messages import ActionChunk, Instruction, Mode
+from control.errors import RobotError, RobotFailure
+from control.host import _FRAMES_HEADER_BYTES, Follower, RobotHost
+from control.messages import ActionChunk, Frames, Instruction, Mode
+from control.wire import MAX_CAMERAS, decode, encode
 
 PERIOD_S = 0.1
 
@@ -361,6 +363,35 @@ def test_only_an_image_that_is_stamped_after_it_was_read_is_from_the_future(bus,
     host.step()
     assert host._camera_faults["front"].startswith("is stamped 80 ms in the future")
     host.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"cameras": {f"c{i}": (28, 28) for i in range(17)}},
+            r"announced: robot.cameras: expected a map of at most 16",
+        ),
+        ({"action_names": ("a", "b" * 65)}, r"announced: robot.action_names\[1\]: expected text of 1..64 characters"),
+        (
+            {"cameras": {f"c{i}": (1200, 1200) for i in range(16)}},
+            r"its 16 cameras give 69,120,000 bytes a capture, expected at most 67,076,096 \(a message of `frames`\)",
+        ),
+    ],
+)
+def test_a_robot_that_no_reader_would_take_is_refused_at_the_start(bus, changes, message):
+    with pytest.raises(RobotError, match=message):
+        RobotHost(ScriptedRobot(two_joint_spec(**changes)), bus)
+    Publisher(bus, "state").close()  # and nothing is bound
+
+
+def test_the_largest_capture_that_is_let_in_fits_into_a_message():
+    names = ["\U0001f916" * 62 + f"{i:02}" for i in range(MAX_CAMERAS)]
+    words = {name: "\U0001f916" * 200 for name in names}
+    longest = Frames(2**62, 2**62, {name: np.zeros((1, 1, 3), np.uint8) for name in names}, 2**62)
+    data = encode(replace(longest, captured_ns=dict.fromkeys(names, 2**62), faults=words))
+    assert len(data) < _FRAMES_HEADER_BYTES
+    decode("frames", data)
 
 
 def test_whatever_ends_the_host_the_robot_is_held_and_then_closed(bus):

@@ -6,6 +6,7 @@ from control.clock import NS_PER_MS
 from control.errors import MismatchError
 from control.messages import Mode
 from control.safety import Freshness
+from control.wire import decode, encode
 
 
 def test_init_names_what_it_waits_for_in_turn(rig):
@@ -35,6 +36,19 @@ def test_what_it_waits_for_and_was_refused_is_named_with_the_reason(rig):
     assert rig.tick().reason == "waiting for the first features of instruction 1 (features: missing tokens)"
     rig.features.refusal = ""
     assert rig.healthy_tick().mode is Mode.RUN
+
+
+def test_a_reason_of_many_joints_is_cut_to_what_readers_take():
+    names = tuple(f"a-joint-with-a-name-that-a-maker-found-hard-to-shorten-{i:03}" for i in range(96))
+    ones = np.ones(96)
+    spec = two_joint_spec(state_names=names, action_names=names, action_low=-ones, action_high=ones, max_velocity=ones)
+    head = FixedHead()
+    head.state_names = head.action_names = names
+    rig = LoopRig(head, spec)
+    rig.feed_robot()
+    rig.loop.say("touch the red block")
+    cycle = decode("cycle", encode(rig.healthy_tick(state=(0.0,))))
+    assert cycle.reason.startswith("the state has 1 values, expected 96: a-joint-") and len(cycle.reason) == 4000
 
 
 def test_nothing_is_commanded_before_run(rig):
