@@ -63,6 +63,15 @@ class RobotConfig(_Section):
     watchdog_ms: Annotated[float, Field(ge=20, le=5000)] = 300.0
     history_samples: Annotated[int, Field(ge=0, le=1024)] = 0  # states at `host_hz` sent with every state; 0: none
 
+    @model_validator(mode="after")
+    def _no_rate_is_over_the_hosts(self) -> RobotConfig:
+        if max(self.state_hz, self.camera_hz) > self.host_hz:
+            raise ValueError(
+                f"state_hz {self.state_hz:g} and camera_hz {self.camera_hz:g} must be at most host_hz {self.host_hz:g}:"
+                " the robot host reads states and images in its own steps; raise host_hz"
+            )
+        return self
+
 
 class CamerasConfig(_Section):
     """When a camera counts as late, frozen or black; see control/camera_watch.py."""

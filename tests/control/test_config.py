@@ -135,6 +135,14 @@ def test_a_workspace_is_given_as_pairs(write):
     assert config.loop_settings().workspace == {"waist": (-1, 1)}
 
 
+@pytest.mark.parametrize(("key", "said"), [("state_hz", "state_hz 120 and camera_hz 25"), ("camera_hz", "120")])
+def test_a_rate_that_the_robot_host_cannot_keep_is_refused(write, key, said):
+    with pytest.raises(ConfigError, match=rf"robot: .*{said} .*must be at most host_hz 100: .*; raise host_hz"):
+        load_config(write(MINIMAL), [f"robot.{key}=120"])
+    both = ["robot.host_hz=120", f"robot.{key}=120"]
+    assert getattr(load_config(write(MINIMAL), both).robot, key) == 120.0
+
+
 def test_the_loop_knows_the_robot_hosts_watchdog(write):
     assert load_config(write(MINIMAL), ["robot.watchdog_ms=250"]).loop_settings().watchdog_ns == 250_000_000
 
