@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.vla.conftest import frames, instruction
+from tests.vla.conftest import edit_yaml, frames, instruction
 from vla.assemble import load_encoder
 from vla.errors import TrainingFault
 from vla.policy import load_part, view_aggregation, view_pooling
@@ -80,7 +80,9 @@ def test_features_of_other_shapes_are_not_mixed() -> None:
         FeatureSet.joined([other, wider])
 
 
-def test_features_in_batches_are_those_of_the_running_encoder(policy_folder: Path) -> None:
+@pytest.mark.parametrize("layers", [None, 1])
+def test_features_in_batches_are_those_of_the_running_encoder(policy_folder: Path, layers: int | None) -> None:
+    edit_yaml(policy_folder, language_layers=layers)
     spec = load_spec(policy_folder)
     captured = [frames(seed) for seed in range(3)]
     texts = ["pick up the red block", "go to the blue block", "pick up the red block"]

@@ -12,8 +12,8 @@ import torch
 
 from control.messages import Frames, RobotSpec
 from tests.vla import squares
-from tests.vla.conftest import instruction
-from vla import policy
+from tests.vla.conftest import edit_yaml, instruction
+from vla import policy, weights
 from vla.assemble import load_encoder
 from vla.encoder import QwenEncoder
 from vla.engine import Engine
@@ -171,6 +171,16 @@ def test_training_goes_on_with_another_readout_and_says_from_what(tmp_path: Path
     spec = load_spec(second)
     assert spec.head.readout == ("y_m", "x_m")
     assert (spec.provenance["begun_from"], spec.provenance["begun_steps"]) == (identify(first), 3)
+
+
+def test_going_on_from_a_policy_that_leaves_early_trains_and_keeps_the_layers_it_runs(tmp_path: Path) -> None:
+    run(tmp_path / "first", steps=1)
+    edit_yaml(tmp_path / "first", language_layers=1)
+    run(tmp_path / "second", start_from=tmp_path / "first", steps=1)
+    depths = [
+        weights.describe(tmp_path / name / "backbone").text_config.num_hidden_layers for name in ("first", "second")
+    ]
+    assert depths[0] > 1 and depths[1] == 1 and load_spec(tmp_path / "second").language_layers == 1
 
 
 def test_going_on_from_a_policy_of_another_horizon_is_refused(tmp_path: Path) -> None:

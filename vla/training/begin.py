@@ -54,7 +54,8 @@ def begin(
         spec = spec.model_copy(update={"provenance": {f"{BEGUN}_from": identify(start_from)} | _earlier(spec)})
         if new_readout:
             spec = spec.model_copy(update={"head": old.model_copy(update={"readout": shape.head.readout})})
-        learner = Learner(spec, weights.load(folder, cpu, torch.float32).requires_grad_(True))
+        backbone = weights.load(folder, cpu, torch.float32, layers=spec.language_layers)
+        learner = Learner(spec, backbone.requires_grad_(True))
         load_part(start_from, "pool", learner.pool)
         load_part(start_from, "aggregate", learner.aggregate)
         if spec.head == old:

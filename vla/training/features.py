@@ -118,7 +118,7 @@ class BatchEncoder(nn.Module):
         super().__init__()
         where = backbone_folder(folder, spec) or weights.resolve(spec.backbone)
         self.spec, self.pooled = spec, pooled
-        self.backbone = weights.load(where, torch.device(device), torch.float32)
+        self.backbone = weights.load(where, torch.device(device), torch.float32, layers=spec.language_layers)
         self.prompter = Prompter.load(where)
         self.pool, self.aggregate = view_pooling(spec).to(device), view_aggregation(spec).to(device)
         if pooled:
