@@ -27,8 +27,8 @@ class TabletopSource:
     facts = facts.NAMES
 
     def __init__(self, kinds: Sequence[str] = tasks.KINDS, frames: int = 16, max_age_ms: float = 1000.0) -> None:
-        self._kinds, self._frames, self._max_age_ms = tuple(kinds), frames, max_age_ms
-        self._drawn = (*self._kinds, *(kind for kind in self._kinds if kind == "stack"))  # the hardest, twice as often
+        self.kinds, self._frames, self._max_age_ms = tuple(kinds), frames, max_age_ms
+        self._drawn = (*self.kinds, *(kind for kind in self.kinds if kind == "stack"))  # the hardest, twice as often
 
     @property
     def robot(self) -> RobotSpec:
@@ -37,7 +37,7 @@ class TabletopSource:
     @property
     def wordings(self) -> list[str]:
         """Every sentence that training may use."""
-        return tasks.all_wordings("seen", self._kinds)
+        return tasks.all_wordings("seen", self.kinds)
 
     def batches(
         self,
@@ -85,7 +85,7 @@ class TabletopSource:
     def held_out(self, horizon: int, count: int = 3) -> list[Batch]:
         """Batches from scenes that training never meets."""
         endless = sample_batches(
-            HELD_OUT_SEED, 32, horizon=horizon, max_age_ms=self._max_age_ms, kinds=self._kinds, pool=256
+            HELD_OUT_SEED, 32, horizon=horizon, max_age_ms=self._max_age_ms, kinds=self.kinds, pool=256
         )
         return list(itertools.islice(endless, count))
 

@@ -12,6 +12,7 @@ Letters: V views (rows), L padded length, N image tokens of a view.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -108,6 +109,11 @@ class Prompter:
                 f" ({' '.join(str(error).split())}): likely an interrupted copy or download"
             ) from error
         return cls(tokenizer)
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of what tokenizer.json says: embeddings that were trained belong to one tokenizer."""
+        return hashlib.sha256(self._tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:12]
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer files into a model folder."""

@@ -22,7 +22,7 @@ from vla.policy_spec import HeadChoice, WindowChoice, load_spec, verify
 from vla.training.features import FeatureSet
 from vla.training.from_recordings import train_end_to_end, train_head_only
 from vla.training.parts import HeadSchedule
-from vla.training.recorded import batches, held_out_batches, load_recordings
+from vla.training.recorded import Recorded, batches, held_out_batches, load_recordings
 from vla.training.train import Schedule
 
 SIDE, HORIZON = 56, 8
@@ -162,6 +162,30 @@ def test_end_to_end_on_recordings_leaves_a_policy_that_acts(tmp_path: Path) -> N
     spec = verify(tmp_path / "policy")
     assert spec.fits(ROBOT) == [] and spec.feature_age_ms == (0.0, 300.0)
     assert load_head(tmp_path / "policy").act(np.zeros((2, 128), np.float32), np.zeros(7), 100.0).shape == (8, 7)
+
+
+def test_a_training_goes_on_with_the_same_recordings_and_ages_only(tmp_path: Path) -> None:
+    def train(max_age_ms: float = 300.0) -> None:
+        found = load_recordings([tmp_path / "demos"], HORIZON, quiet)
+        head = HeadChoice(kind="regression", hidden=32)
+        train_end_to_end(tmp_path / "policy", found, head, HORIZON, Schedule(steps=1), max_age_ms, quiet)
+
+    (tmp_path / "demos").mkdir()
+    record(tmp_path / "demos" / "a.mcap", episodes=2)
+    train()
+    train()
+    with pytest.raises(TrainingFault, match=r"max_age_ms was 300.0, is now 200.0"):
+        train(200.0)
+    record(tmp_path / "demos" / "b.mcap", episodes=2)
+    with pytest.raises(TrainingFault, match=r"recordings was a.mcap \w{12}, is now a.mcap \w{12}, b.mcap \w{12}"):
+        train()
+
+
+def test_many_recordings_are_told_by_their_number_and_one_hash(tmp_path: Path) -> None:
+    files = tuple((f"{number}.mcap", f"{number:012d}") for number in range(100))
+    told = [Recorded(ROBOT, 0.1, [], [], chosen).described for chosen in (files, files[:99])]
+    assert told[0].startswith("100 files ") and told[0].endswith("7.mcap 000000000007 and so on")
+    assert told[0].split(":")[0].split()[-1] != told[1].split(":")[0].split()[-1]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "attention"])

@@ -19,7 +19,7 @@ from vla.encoder import QwenEncoder
 from vla.engine import Engine
 from vla.errors import TrainingFault
 from vla.policy import load_head
-from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, identify, load_spec, verify
+from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, WindowChoice, identify, load_spec, verify
 from vla.preprocess import GREY
 from vla.prompt import Prompter
 from vla.qwen import QwenBackbone
@@ -44,13 +44,13 @@ def run(folder: Path, **changes: object) -> tuple[dict[str, float], list[str]]:
     options: dict[str, object] = {
         "batches": lambda seed: itertools.islice(squares.batches(seed + 1, 8, VIEWS, SIDE, acting=2), 4),
         "shape": SHAPE,
+        "wordings": squares.WORDINGS,
         "log": lines.append,
     }
     errors = train(
         out_folder=folder,
         validation_batches=list(itertools.islice(squares.batches(2, 8, VIEWS, SIDE), 1)),
         robot=ROBOT,
-        wordings=squares.WORDINGS,
         schedule=schedule,
         **(options | asked),  # type: ignore[arg-type]
     )
@@ -283,11 +283,37 @@ def test_a_resumed_training_is_where_it_was(tmp_path: Path) -> None:
 
 
 def test_a_state_of_another_training_is_not_gone_on_with(tmp_path: Path) -> None:
-    run(tmp_path / "policy")
+    made_of = {"tasks": "touch", "max_age_ms": 1000.0}
+    run(tmp_path / "policy", made_of=made_of)
+    run(tmp_path / "other", steps=1)
     with pytest.raises(TrainingFault, match="holds the state of another training: seed was 0, is now 7"):
-        run(tmp_path / "policy", seed=7, resume=True)
+        run(tmp_path / "policy", seed=7, resume=True, made_of=made_of)
+    for asked, said in (
+        ({"wordings": ("lift it", "drop it")}, "tokenizer was [0-9a-f]{12}, is now [0-9a-f]{12}"),
+        ({"shape": replace(SHAPE, optional_cameras=("view1",))}, "optional_cameras was , is now view1"),
+        ({"shape": replace(SHAPE, window=WindowChoice(samples=5, rate_hz=100.0))}, "is now 5 states at 100 Hz"),
+        (
+            {"shape": replace(SHAPE, head=HeadChoice(kind="flow-matching", hidden=64))},
+            "head was regression, is now flow",
+        ),
+        ({"start_from": tmp_path / "other"}, f"from was None, is now {identify(tmp_path / 'other')}"),
+        ({"made_of": {"tasks": "touch", "max_age_ms": 500.0}}, "max_age_ms was 1000.0, is now 500.0;"),
+        ({"made_of": {"tasks": "pick", "max_age_ms": 1000.0}}, "tasks was touch, is now pick;"),
+    ):
+        with pytest.raises(TrainingFault, match=said):
+            run(tmp_path / "policy", resume=True, **({"made_of": made_of} | asked))
     (tmp_path / ".policy.training" / "state" / "state.safetensors").write_bytes(b"cut")
     with pytest.raises(TrainingFault, match="not a whole training state"):
+        run(tmp_path / "policy", resume=True)
+
+
+def test_a_state_that_an_older_version_saved_is_not_gone_on_with(tmp_path: Path) -> None:
+    run(tmp_path / "policy")
+    file = tmp_path / ".policy.training" / "state" / "state.json"
+    state = json.loads(file.read_text())
+    del state["options"]["tokenizer"]
+    file.write_text(json.dumps(state))
+    with pytest.raises(TrainingFault, match="tokenizer was not noted by the version that saved it, is now .* anew"):
         run(tmp_path / "policy", resume=True)
 
 

@@ -84,6 +84,22 @@ def begin(
     return Learner(spec, backbone), Prompter(build_tokenizer(wordings))
 
 
+def in_common(spec: PolicySpec, prompter: Prompter, start_from: Path | None, folder: Path) -> dict[str, str | None]:
+    """What a training that goes on in `folder` must have in common with the one before, by name."""
+    begun = spec.provenance.get(f"{BEGUN}_from") if start_from else None
+    if start_from and start_from.resolve() == folder:
+        begun = "the folder itself"  # which changes with every save
+    return {
+        "name": spec.name,
+        "from": None if begun is None else str(begun),
+        "head": spec.head.kind,
+        "readout": ",".join(spec.head.readout),
+        "window": f"{spec.window.samples} states at {spec.window.rate_hz:g} Hz" if spec.window else None,
+        "optional_cameras": ",".join(spec.optional_cameras),
+        "tokenizer": prompter.fingerprint,
+    }
+
+
 def _earlier(spec: PolicySpec) -> dict[str, str | int | float]:
     """What the policy that is gone on from had behind it."""
     had = ("practice_steps", "steps", "samples", "minutes")

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -81,7 +82,7 @@ def load_state(
 ) -> Progress | None:
     """Fills `parts` and the optimizer from `folder`; None where no state lies there.
 
-    Raises TrainingFault for a damaged state, and for one of a training with other options, naming the first.
+    Raises TrainingFault for a damaged state, and for one of a training with other options, naming what differs.
     """
     if not (folder / _STATE).is_file():
         return None
@@ -91,13 +92,7 @@ def load_state(
         progress, saved = Progress(**record["progress"]), record["options"]
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise TrainingFault(f"{folder}: not a whole training state ({error}); remove it to begin anew") from error
-    wanted = json.loads(json.dumps(options))
-    if different := [name for name in wanted.keys() | saved.keys() if wanted.get(name) != saved.get(name)]:
-        name = sorted(different)[0]
-        raise TrainingFault(
-            f"{folder} holds the state of another training: {name} was {saved.get(name)}, is now {wanted.get(name)};"
-            " ask for the same, or begin anew with --overwrite"
-        )
+    expect_same(folder, saved, options)
     progress.ages_ms = (progress.ages_ms[0], progress.ages_ms[1])
     try:
         for part, module in parts.items():
@@ -107,6 +102,19 @@ def load_state(
         raise TrainingFault(f"{folder}: the state is of another shape: {error}") from error
     _fill(optimizer, tensors)
     return progress
+
+
+def expect_same(place: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """That what lies at `place` is of a training with these options. Raises TrainingFault naming what differs."""
+    wanted = json.loads(json.dumps(dict(wanted)))
+    different = sorted(name for name in wanted.keys() | saved.keys() if wanted.get(name) != saved.get(name))
+    if different:
+        unknown = "not noted by the version that saved it"
+        said = [f"{name} was {saved.get(name, unknown)}, is now {wanted.get(name)}" for name in different]
+        raise TrainingFault(
+            f"{place} holds the state of another training: {'; '.join(said[:3])};"
+            " ask for the same, or begin anew with --overwrite"
+        )
 
 
 def _fill(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -38,6 +38,7 @@ class Source(Protocol):
     period_s: float
     objects: int
     facts: tuple[str, ...]  # what there is to know of an instruction, by name
+    kinds: tuple[str, ...]  # of its tasks, by name
 
     @property
     def robot(self) -> RobotSpec: ...
@@ -194,6 +195,7 @@ def _backbone(options: TrainOptions, source: Source, log: Callable[[str], None])
         device=options.device,
         situations=lambda seed, current: source.practice(seed, HORIZON, current, log),
         new_readout=options.start_from is not None,
+        made_of={"tasks": ",".join(source.kinds), "max_age_ms": options.max_age_ms},
     )
 
 

@@ -55,6 +55,7 @@ def train_end_to_end(
         overwrite=overwrite,
         resume=(work_folder(out) / "state").exists() and not overwrite,
         device=device,
+        made_of={"recordings": found.described, "max_age_ms": max_age_ms},
     )
 
 

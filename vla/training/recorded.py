@@ -10,6 +10,7 @@ window.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from vla.errors import TrainingFault
 
 _TOPICS = ("frames", "state", "instruction", "action", "label", "episode")
 HELD_OUT_SHARE = 0.1
+NAMED, DIGITS = 8, 12  # recordings that are named one by one, and digits of a hash
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +51,16 @@ class Recorded:
     period_s: float
     episodes: list[RecordedEpisode]
     held_out: list[RecordedEpisode]
+    files: tuple[tuple[str, str], ...]  # name and hash, in the order they were read
+
+    @property
+    def described(self) -> str:
+        """Which recordings these are, in words: a few by name and hash, many by one hash of all."""
+        named = [f"{name} {digest}" for name, digest in self.files]
+        if len(named) <= NAMED:
+            return ", ".join(named)
+        whole = hashlib.sha256("\n".join(named).encode()).hexdigest()[:DIGITS]
+        return f"{len(named)} files {whole}: {', '.join(named[:NAMED])} and so on"
 
     @property
     def wordings(self) -> list[str]:
@@ -82,6 +94,7 @@ def load_recordings(
         raise TrainingFault(f"no recording in {', '.join(map(str, paths))}: `launch.py record` writes *.mcap files")
     found: list[RecordedEpisode] = []
     robot: RobotSpec | None = None
+    named: list[tuple[str, str]] = []
     for file in files:
         recording = read_recording(file, _TOPICS)
         if recording.lost:
@@ -89,6 +102,8 @@ def load_recordings(
         expect_same_robot(robot or recording.spec, recording)
         robot = robot or recording.spec
         found += _episodes(recording, horizon, window_samples)
+        with file.open("rb") as opened:
+            named.append((file.name, hashlib.file_digest(opened, "sha256").hexdigest()[:DIGITS]))
     if not found or robot is None:
         raise TrainingFault(
             f"{len(files)} recording(s) hold no episode to train on: neither labels nor actions of mode RUN with frames"
@@ -100,7 +115,7 @@ def load_recordings(
     kept = [found[i] for i in order[count:]]
     ticks = sum(len(episode.tick_ns) for episode in found)
     log(f"{len(found)} episodes of robot '{robot.name}' ({count} held out), {ticks} ticks, {len(files)} file(s)")
-    return Recorded(robot, robot.action_period_s, kept, held_out)
+    return Recorded(robot, robot.action_period_s, kept, held_out, tuple(named))
 
 
 def _episodes(recording: Recording, horizon: int, window_samples: int) -> list[RecordedEpisode]:

@@ -11,10 +11,11 @@ import itertools
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from vla.head import TrainedHead
 from vla.policy_spec import load_spec
 from vla.prompt import Prompter
 from vla.training import checkpoint
-from vla.training.begin import BEGUN, Shape, begin
+from vla.training.begin import BEGUN, Shape, begin, in_common
 from vla.training.checkpoint import BACKBONE_FOLDER, Progress
 from vla.training.curve import save_curve
 from vla.training.dataset import Batch, Rehearsal
@@ -66,6 +67,10 @@ class Schedule:
         if self.steps is not None and self.steps < 1:
             raise TrainingFault(f"steps of training must be at least 1, got {self.steps}")
 
+    def in_common(self) -> dict[str, Any]:
+        """What a training that goes on must have in common with the one before, by name."""
+        return {"seed": self.seed, "minutes": self.minutes, "steps": self.steps, "practice": self.practice}
+
     def done(self, progress: Progress) -> float:
         """From 0 to 1."""
         by_time = progress.minutes / self.minutes if self.minutes else 0.0
@@ -91,6 +96,7 @@ def train(
     device: str = "cpu",
     situations: Callable[[int, Callable[[], Actor | None]], Iterable[Rehearsal]] | None = None,
     new_readout: bool = False,
+    made_of: Mapping[str, str | float] | None = None,
 ) -> dict[str, float]:
     """Writes a policy to `out_folder`, returns its held-out errors.
 
@@ -99,14 +105,15 @@ def train(
     `new_readout` its head reads what the head of `shape` reads, and keeps what it knew of that. A policy that lies
     in `out_folder` already is replaced only with `overwrite`, or with `resume` where the state beside it is of the same
     training. Raises TrainingFault for what cannot begin or go on. `situations` is what a head with a readout practises
-    on for the `practice` share of the schedule; it is given a seed, and what tells the head as it is.
+    on for the `practice` share of the schedule; it is given a seed, and what tells the head as it is. `made_of` says
+    what the batches are, by name: a training that goes on must be of the same.
     """
     with Group(torch.device(device)) as group:
         folder = checkpoint.reserve(out_folder, overwrite or resume) if group.is_first else out_folder.resolve()
         state_folder = checkpoint.work_folder(folder) / "state"
         torch.manual_seed(schedule.seed)
         learner, prompter = begin(robot, shape, wordings, schedule.seed, start_from, new_readout)
-        options = {"seed": schedule.seed, "minutes": schedule.minutes, "steps": schedule.steps, "name": shape.name}
+        options = schedule.in_common() | in_common(learner.spec, prompter, start_from, folder) | dict(made_of or {})
         optimizer = torch.optim.AdamW(_groups(learner.to(group.device)), lr=1e-3, betas=(0.9, 0.98))
         average = AveragedModel(learner, avg_fn=_average, use_buffers=False)
         progress = (
