@@ -18,8 +18,8 @@ _ENDLESS_NS = 2**63 - 1
 
 
 def expect_same_robot(expected: RobotSpec, recording: Recording) -> None:
-    """Limits may differ, names and cameras may not: they are the columns."""
-    for what in ("name", "cameras", "state_names", "action_names"):
+    """Limits may differ; names and cameras, which are the columns, and the time between two rows may not."""
+    for what in ("name", "cameras", "state_names", "action_names", "action_period_s"):
         ours, theirs = getattr(expected, what), getattr(recording.spec, what)
         if ours != theirs:
             raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from vla.training.train import Schedule
 
 SIDE, HORIZON = 56, 8
 ROBOT = squares.robot(2, SIDE)
+WINDOW = WindowChoice(samples=5, rate_hz=100.0)
 
 
 def quiet(line: str) -> None:
@@ -94,7 +96,7 @@ def test_a_batch_pairs_frames_with_later_states_of_their_episode(tmp_path: Path)
 
 
 def test_windows_are_those_of_the_states_that_are_acted_on(tmp_path: Path) -> None:
-    found = load_recordings([record(tmp_path / "a.mcap", window=5)], HORIZON, quiet, window_samples=5)
+    found = load_recordings([record(tmp_path / "a.mcap", window=5)], HORIZON, quiet, window=WINDOW)
     episode = found.episodes[0]
     assert episode.windows is not None and episode.windows.shape == (11, 5, 7)  # the first state has none
     batch = next(batches(found.episodes, 0, 16, 3, 300.0))
@@ -107,13 +109,13 @@ def test_windows_are_those_of_the_states_that_are_acted_on(tmp_path: Path) -> No
 def test_recordings_without_the_window_that_is_asked_for_are_refused(tmp_path: Path, recorded: int, said: str) -> None:
     record(tmp_path / "a.mcap", window=recorded)
     with pytest.raises(TrainingFault, match=f"a window of 5 samples, {said}: record a run with --set robot.history"):
-        load_recordings([tmp_path], HORIZON, quiet, window_samples=5)
+        load_recordings([tmp_path], HORIZON, quiet, window=WINDOW)
 
 
 @pytest.mark.parametrize("head_only", [False, True])
 def test_a_head_learns_to_use_its_window(tmp_path: Path, write_policy: Callable[..., object], head_only: bool) -> None:
-    found = load_recordings([record(tmp_path / "a.mcap", episodes=4, window=5)], HORIZON, quiet, window_samples=5)
-    head, window = HeadChoice(kind="regression", hidden=32), WindowChoice(samples=5, rate_hz=100.0)
+    found = load_recordings([record(tmp_path / "a.mcap", episodes=4, window=5)], HORIZON, quiet, window=WINDOW)
+    head, window = HeadChoice(kind="regression", hidden=32), WINDOW
     if head_only:
         cameras = {"view0": (SIDE, SIDE), "view1": (SIDE, SIDE)}
         write_policy(tmp_path / "begin", cameras=cameras, pooling={"view": "mean"}, head={"kind": "hold"})
@@ -135,6 +137,44 @@ def test_recordings_of_two_robots_are_not_mixed(tmp_path: Path) -> None:
     record(tmp_path / "b.mcap", robot=squares.robot(1, SIDE))
     with pytest.raises(ValueError, match=r"b.mcap: expected cameras .* as in the recordings before"):
         load_recordings([tmp_path], HORIZON, quiet)
+
+
+def test_recordings_at_another_rate_than_the_robots_are_refused(tmp_path: Path) -> None:
+    faster = replace(ROBOT, action_period_s=0.05)
+    live, labelled = record(tmp_path / "a.mcap", labels=False, robot=faster), record(tmp_path / "b.mcap", robot=faster)
+    with pytest.raises(
+        TrainingFault, match=r"a.mcap: expected actions every 0.05 s, as robot 'squares' says, got 0.1 s"
+    ):
+        load_recordings([live], HORIZON, quiet)
+    assert load_recordings([labelled], HORIZON, quiet).period_s == 0.05  # labels have the robot's own period
+    with pytest.raises(ValueError, match=r"c.mcap: expected action_period_s 0.05 as in the recordings before, got 0.1"):
+        load_recordings([labelled, record(tmp_path / "c.mcap")], HORIZON, quiet)
+
+
+def rising(file: Path, host_hz: float, samples: int = 20) -> Path:
+    """A run whose states rise, 50 a second, each with a window of what was measured `host_hz` times a second."""
+    with RecordingWriter(file, ROBOT, images=ImageCodec("webp")) as writer:
+        writer.write(Instruction(1, 10**9, 1, 1, squares.WORDINGS[0]))
+        for count in range(60):
+            stamp, now_s = 10**9 + count * 20 * NS_PER_MS, count / 50
+            rows = now_s - np.arange(samples - 1, -1, -1)[:, None] / host_hz
+            writer.write(State(count, stamp, np.full(7, now_s), np.tile(rows, (1, 7)) if count > 30 else None))
+            if count % 5 == 0:
+                images = {name: np.zeros((*size, 3), np.uint8) for name, size in ROBOT.cameras.items()}
+                writer.write(Frames(count, stamp, images))
+                writer.write(action(count, stamp, np.full((1, 7), now_s)))
+    return file
+
+
+def test_windows_at_another_rate_than_is_asked_for_are_refused(tmp_path: Path) -> None:
+    window = WindowChoice(samples=20, rate_hz=100.0)
+    said: list[str] = []
+    found = load_recordings([rising(tmp_path / "a.mcap", 100.0)], HORIZON, said.append, window)
+    assert found.episodes[0].windows is not None and not any("do not tell the rate" in line for line in said)
+    with pytest.raises(TrainingFault, match=r"b.mcap: expected windows of states at 100 Hz, got about 200 Hz: give"):
+        load_recordings([rising(tmp_path / "b.mcap", 200.0)], HORIZON, quiet, window)
+    load_recordings([record(tmp_path / "c.mcap", window=5)], HORIZON, said.append, WINDOW)
+    assert any("do not tell the rate of their windows; taken to be 100 Hz" in line for line in said)
 
 
 def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def train_on_recordings(options: TrainOptions, data: Sequence[Path], log: Callab
     from vla.training.recorded import load_recordings
 
     torch.set_num_threads(1)
-    found = load_recordings(data, HORIZON, log, options.window.samples if options.window else 0)
+    found = load_recordings(data, HORIZON, log, options.window)
     head = options.head_choice
     if not options.head_only:
         schedule = Schedule(minutes=options.minutes, patience=options.patience, seed=options.seed)

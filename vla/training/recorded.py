@@ -20,10 +20,12 @@ import numpy as np
 
 from control.clock import NS_PER_MS, NS_PER_S
 from control.episodes import actions, expect_same_robot, is_too_old, spans
-from control.messages import RobotSpec
+from control.messages import Mode, RobotSpec
 from control.recording_images import StoredFrames
 from control.recording_reader import Recording, read_recording
 from vla.errors import TrainingFault
+from vla.policy_spec import WindowChoice
+from vla.training.recorded_windows import check_rate, windows, with_window
 
 _TOPICS = ("frames", "state", "instruction", "action", "label", "episode")
 HELD_OUT_SHARE = 0.1
@@ -83,9 +85,9 @@ class RecordedBatch:
 
 
 def load_recordings(
-    paths: Sequence[Path], horizon: int, log: Callable[[str], None], window_samples: int = 0
+    paths: Sequence[Path], horizon: int, log: Callable[[str], None], window: WindowChoice | None = None
 ) -> Recorded:
-    """All files, and all *.mcap of folders. With `window_samples` each tick needs a window of so many states, as a
+    """All files, and all *.mcap of folders. With a `window` each tick needs one of so many states at that rate, as a
     robot host sends them with `robot.history_samples`. Raises ConfigError and TrainingFault for what cannot be trained
     on.
     """
@@ -101,7 +103,10 @@ def load_recordings(
             log(f"{file}: {recording.lost}")
         expect_same_robot(robot or recording.spec, recording)
         robot = robot or recording.spec
-        found += _episodes(recording, horizon, window_samples)
+        _check_period(recording)
+        if window:
+            check_rate(recording, window, log)
+        found += _episodes(recording, horizon, window)
         with file.open("rb") as opened:
             named.append((file.name, hashlib.file_digest(opened, "sha256").hexdigest()[:DIGITS]))
     if not found or robot is None:
@@ -118,15 +123,15 @@ def load_recordings(
     return Recorded(robot, robot.action_period_s, kept, held_out, tuple(named))
 
 
-def _episodes(recording: Recording, horizon: int, window_samples: int) -> list[RecordedEpisode]:
+def _episodes(recording: Recording, horizon: int, window: WindowChoice | None) -> list[RecordedEpisode]:
     spec = recording.spec
     found = []
     for text, begin_ns, end_ns in spans(recording, only_successes=False):
         stamps, first = actions(recording, begin_ns, end_ns)
         newest = [recording.newest("state", stamp) for stamp in stamps]
         kept = [i for i, index in enumerate(newest) if not is_too_old(recording, "state", index, stamps[i])]
-        if window_samples:
-            kept = _with_window(recording, newest, kept, window_samples)
+        if window:
+            kept = with_window(recording, newest, kept, window.samples)
         span = np.searchsorted(recording.log_ns["frames"], (begin_ns, end_ns))
         frames = recording.frames[span[0] : span[1]]
         if not kept or not frames:
@@ -142,30 +147,10 @@ def _episodes(recording: Recording, horizon: int, window_samples: int) -> list[R
                 np.array([stamps[i] for i in kept], dtype=np.int64),
                 states,
                 chunks,
-                _windows(recording, [newest[i] for i in kept]) if window_samples else None,
+                windows(recording, [newest[i] for i in kept]) if window else None,
             )
         )
     return found
-
-
-def _with_window(recording: Recording, newest: list[int], ticks: list[int], samples: int) -> list[int]:
-    """The ticks whose state has its window; a host has none in its first moments. Raises TrainingFault for another."""
-    histories = {index: recording.states[newest[index]].history for index in ticks}
-    sizes = {len(history) for history in histories.values() if history is not None}
-    if sizes - {samples} or not sizes:
-        got = ", ".join(map(str, sorted(sizes))) or "none"
-        raise TrainingFault(
-            f"{recording.file}: expected states with a window of {samples} samples, got {got}: record a run with"
-            f" --set robot.history_samples={samples}"
-        )
-    return [index for index, history in histories.items() if history is not None]
-
-
-def _windows(recording: Recording, indices: list[int]) -> np.ndarray:
-    windows = np.array([recording.states[index].history for index in indices], dtype=np.float32)
-    if not np.isfinite(windows).all():
-        raise TrainingFault(f"{recording.file}: a window of states holds NaN or infinity: the file is damaged")
-    return windows
 
 
 def _chunks(recording: Recording, stamps: list[int], first: np.ndarray, horizon: int) -> np.ndarray:
@@ -182,6 +167,18 @@ def _chunks(recording: Recording, stamps: list[int], first: np.ndarray, horizon:
     run = np.concatenate([[0], np.cumsum(gaps)])
     last = np.array([np.flatnonzero(run == number)[-1] for number in range(run[-1] + 1)])
     return first[np.minimum(rows, last[run][:, None])].astype(np.float32)
+
+
+def _check_period(recording: Recording) -> None:
+    """Commanded targets make up a chunk one by one, so they must lie as far apart as the policy's rows."""
+    wanted = recording.spec.action_period_s
+    other = [row.period_s for row in recording.actions if row.mode == Mode.RUN and abs(row.period_s - wanted) > 1e-6]
+    if other and not recording.labels:
+        raise TrainingFault(
+            f"{recording.file}: expected actions every {wanted:g} s, as robot '{recording.spec.name}' says, got"
+            f" {other[0]:g} s: a policy trained on them would move at another speed; record runs with"
+            f" control.rate_hz={1 / wanted:g}"
+        )
 
 
 def _check(
