@@ -258,6 +258,11 @@ def test_training_on_the_simulator_goes_through_its_stages_and_goes_on_where_it_
     again = launch(*words)
     assert again.returncode == 0 and "round 1 of 1" not in again.stdout
     assert yaml.safe_load((tmp_path / "policy" / "policy.yaml").read_text()) == spec
+    other = launch(*words[:-1], "4")
+    assert other.returncode == 2 and "seed was 3, is now 4" in other.stderr
+    shutil.rmtree(tmp_path / "policy")
+    gone = launch(*words)
+    assert gone.returncode == 2 and "holds no policy.yaml" in gone.stderr and "done:" not in gone.stdout
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from vla.training.curriculum import ran
+from vla.errors import TrainingFault
+from vla.training.curriculum import ran, train_embedded
+from vla.training.rounds import RoundPlan
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
@@ -39,6 +41,28 @@ def test_a_training_that_is_asked_to_end_leaves_no_process_of_its_stage(number):
     finally:
         training.kill()
         training.wait()
+
+
+def test_a_training_that_is_done_is_not_taken_for_another_one_and_has_to_be_there(tmp_path):
+    out = tmp_path / "policy"
+    backbone = [sys.executable, "-c", "import sys; open(sys.argv[1], 'x').close()", str(out / "policy.yaml")]
+    said = []
+
+    def train(**asked):
+        asked = {"seed": 3, "minutes": 5.0, "from": None} | asked
+        train_embedded(out, backbone, lambda order: [], RoundPlan(rounds=0), False, said.append, asked)
+
+    train()
+    train()
+    assert len(said) == 2 and all(line.startswith("done: the policy is in") for line in said)
+    with pytest.raises(TrainingFault, match=r"training holds the state of another training: seed was 3, is now 4; ask"):
+        train(seed=4)
+    with pytest.raises(TrainingFault, match="tasks was not noted by the version that saved it, is now touch"):
+        train(tasks="touch")
+    (out / "policy.yaml").unlink()
+    with pytest.raises(TrainingFault, match=r"policy holds no policy.yaml, though .policy.training beside it says"):
+        train()
+    assert len(said) == 2
 
 
 def test_the_exit_code_of_a_stage_is_told():

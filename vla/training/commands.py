@@ -17,7 +17,7 @@ import torch
 from control.host import end_on_sigterm
 from control.messages import RobotSpec
 from vla.errors import TrainingFault
-from vla.policy_spec import HeadChoice, WindowChoice
+from vla.policy_spec import HeadChoice, WindowChoice, identify
 from vla.training.checkpoint import work_folder
 from vla.training.curriculum import BatchPolicy, PolicyOnDisk, on_processes, save_features, train_embedded
 from vla.training.curve import save_curve
@@ -140,7 +140,7 @@ def train_on_simulator(
 
             backbone = on_processes([*again, "--stage", "backbone"], options.workers)
             end_on_sigterm()
-            train_embedded(options.out, backbone, collect, plan, options.overwrite, log)
+            train_embedded(options.out, backbone, collect, plan, options.overwrite, log, _asked(options, source))
         case ["backbone"]:
             _backbone(options, source, log)
         case ["collect", seed, frames, share, *rest]:
@@ -169,6 +169,26 @@ def train_on_features(options: TrainOptions, features: Path, log: Callable[[str]
     log(save_curve(curve, work_folder(options.out) / "curve"))
 
 
+def _asked(options: TrainOptions, source: Source) -> dict[str, Any]:
+    """All that decides what comes out of the end-to-end stage, by name."""
+    begun = options.start_from
+    is_itself = begun is not None and begun.resolve() == options.out.resolve()
+    return {
+        "seed": options.seed,
+        "minutes": options.minutes,
+        "practice": options.practice,
+        "patience": options.patience,
+        "head": options.head,
+        "optional_cameras": ",".join(options.optional_cameras),
+        "from": "the folder itself" if is_itself else begun and identify(begun),
+        **_made_of(options, source),
+    }
+
+
+def _made_of(options: TrainOptions, source: Source) -> dict[str, str | float]:
+    return {"tasks": ",".join(source.kinds), "max_age_ms": options.max_age_ms}
+
+
 def _reading(head: HeadChoice, source: Source) -> HeadChoice:
     """The head with a readout of the source's facts."""
     return head.model_copy(update={"readout": source.facts})
@@ -195,7 +215,7 @@ def _backbone(options: TrainOptions, source: Source, log: Callable[[str], None])
         device=options.device,
         situations=lambda seed, current: source.practice(seed, HORIZON, current, log),
         new_readout=options.start_from is not None,
-        made_of={"tasks": ",".join(source.kinds), "max_age_ms": options.max_age_ms},
+        made_of=_made_of(options, source),
     )
 
 

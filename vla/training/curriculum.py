@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -105,8 +106,12 @@ def train_embedded(
     plan: RoundPlan,
     overwrite: bool,
     log: Callable[[str], None],
+    asked: Mapping[str, Any],
 ) -> None:
-    """Both stages into `out`. `backbone` is the command of the first one; it resumes by itself."""
+    """Both stages into `out`. `backbone` is the command of the first one; it resumes by itself.
+
+    `asked` is what the first stage was asked for, by name. Once it is done, only the same is gone on with.
+    """
     folder = out.resolve()
     work = work_folder(folder)
     if overwrite:
@@ -115,18 +120,34 @@ def train_embedded(
         checkpoint.reserve(folder, overwrite=False)
     work.mkdir(parents=True, exist_ok=True)
     done = work / BACKBONE_DONE
-    if not done.is_file():
+    if done.is_file():
+        _expect_done(done, folder, asked)
+    else:
         code = ran(backbone, _KEEPS_MEMORY | os.environ | _ONE_THREAD)
         if code:
             raise TrainingFault(
                 f"the first stage ended with exit code {code}: see its message above; give the same"
                 " command again to go on"
             )
-        done.write_text(json.dumps({"command": "end to end"}), encoding="utf-8")
+        done.write_text(json.dumps({"options": dict(asked)}), encoding="utf-8")
     curve = aggregate(folder, work / "rounds", plan, collect, log)
     if curve:
         log(save_curve(curve, work / "rounds-curve"))
     log(f"done: the policy is in {out}; what was needed on the way lies in {work.name} beside it and may be deleted")
+
+
+def _expect_done(done: Path, folder: Path, asked: Mapping[str, Any]) -> None:
+    """That the first stage made what is asked for now, and that it is still there."""
+    try:
+        saved = json.loads(done.read_text(encoding="utf-8")).get("options", {})
+    except (OSError, ValueError, AttributeError) as error:
+        raise TrainingFault(f"{done} cannot be read ({error}): begin anew with --overwrite") from error
+    checkpoint.expect_same(done.parent, saved, asked)
+    if not (folder / POLICY_FILE).is_file():
+        raise TrainingFault(
+            f"{folder} holds no {POLICY_FILE}, though {done.parent.name} beside it says that it was trained: it was"
+            " moved or removed since; put it back, or begin anew with --overwrite"
+        )
 
 
 def save_features(collected: object, file: Path) -> None:
