@@ -18,14 +18,17 @@ LOOPBACK = "lo"
 
 
 class Group:
-    """This process among its peers. A context: leaving it leaves the group."""
+    """This process among its peers, each on a GPU of its own. A context: leaving it leaves the group."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
+        has_own = self.size > 1 and device.type == "cuda" and device.index is None
+        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_own else device
 
     def __enter__(self) -> Group:
+        if self.device.type == "cuda" and self.device.index is not None:
+            torch.cuda.set_device(self.device)  # else collectives and streams of each process fall to the first GPU
         if self.size > 1:
             if os.environ.get("MASTER_ADDR", "") in ("127.0.0.1", "localhost"):
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)  # else it asks the name of the host
