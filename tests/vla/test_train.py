@@ -25,6 +25,7 @@ from vla.prompt import Prompter
 from vla.qwen import QwenBackbone
 from vla.training.checkpoint import Progress
 from vla.training.learner import Collator, Learner
+from vla.training.parallel import Group
 from vla.training.train import Schedule, Shape, train
 
 VIEWS, SIDE = 2, 56
@@ -315,6 +316,22 @@ def test_a_state_that_an_older_version_saved_is_not_gone_on_with(tmp_path: Path)
     file.write_text(json.dumps(state))
     with pytest.raises(TrainingFault, match="tokenizer was not noted by the version that saved it, is now .* anew"):
         run(tmp_path / "policy", resume=True)
+
+
+def test_all_processes_go_by_the_clock_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By this process' own clock the training would be over at once; the first one's is slower."""
+    asked: list[float] = []
+
+    def agree(self: Group, value: float) -> float:
+        if value in (0.0, 1.0):  # whether it is over
+            return float(len(asked) > 3)
+        asked.append(value)  # minutes
+        return 0.0 if len(asked) <= 3 else 1.0
+
+    monkeypatch.setattr(Group, "agree", agree)
+    run(tmp_path / "policy", steps=None, minutes=1e-6)
+    provenance = load_spec(tmp_path / "policy").provenance
+    assert (provenance["steps"], provenance["minutes"]) == (3, 1.0)
 
 
 def test_training_ends_when_the_held_out_error_no_longer_falls(tmp_path: Path) -> None:

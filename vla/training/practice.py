@@ -82,8 +82,8 @@ def practise(
 
     source = iter(situations(current))
     while True:
-        progress.minutes = before + (time.monotonic_ns() - began_ns) / NS_PER_MINUTE
-        if group.agree(float(progress.minutes >= minutes)):
+        progress.minutes = group.agree(before + (time.monotonic_ns() - began_ns) / NS_PER_MINUTE)
+        if progress.minutes >= minutes:
             break
         given = Given.of(next(source)).to(group.device)
         for parameters in optimizer.param_groups:

@@ -190,7 +190,8 @@ class _Run:
         sums: dict[str, float] = {}
         since, counted = time.monotonic_ns(), 0
         while True:
-            progress.minutes = before + (time.monotonic_ns() - began_ns) / NS_PER_MINUTE
+            # One clock for all: at the very end another process' own might say that it is over, or not yet.
+            progress.minutes = self.group.agree(before + (time.monotonic_ns() - began_ns) / NS_PER_MINUTE)
             is_over = schedule.done(progress) >= 1.0 or self._is_stale()
             batch = None if is_over else next(inputs, None)
             if self.group.agree(float(batch is None)):
