@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from vla.errors import TrainingFault
 from vla.policy_spec import identify, load_spec
 from vla.training.rounds import Order, RoundPlan, aggregate
 
+ROOT = Path(__file__).resolve().parents[2]
 PLAN = RoundPlan(rounds=2, frames=64, steps=5, last_steps=10, workers=2, batch=32, seed=4)
 
 
@@ -63,3 +67,33 @@ def test_a_collecting_process_that_fails_ends_training_with_its_name(policy_fold
     with pytest.raises(TrainingFault, match=r"collecting round-00-0.safetensors ended with exit code 3"):
         aggregate(policy_folder, tmp_path / "work", PLAN, command, print)
     assert identify(policy_folder) == before
+
+
+COLLECTING = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
+ROUND = f"""
+import sys
+from pathlib import Path
+from control.host import end_on_sigterm
+from vla.training.rounds import Order, _collect
+end_on_sigterm()
+_collect([Order(Path(), Path("none"), 0, 1, 0.0)], lambda order: [sys.executable, "-c", {COLLECTING!r}], 1)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_round_that_is_asked_to_end_leaves_no_process_that_collects(number: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", ROUND], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        collecting = int(process.stdout.readline())
+        process.send_signal(number)
+        process.communicate(timeout=20)
+        ends_s = time.monotonic() + 5.0
+        while Path(f"/proc/{collecting}").exists() and time.monotonic() < ends_s:
+            time.sleep(0.05)
+        assert process.returncode and not Path(f"/proc/{collecting}").exists()
+    finally:
+        process.kill()
+        process.wait()

@@ -108,11 +108,11 @@ def _collect(orders: Sequence[Order], command: Callable[[Order], list[str]], wor
             while waiting and len(running) < workers:
                 order = waiting.pop(0)
                 running.append((order, subprocess.Popen(command(order))))
-            order, process = running.pop(0)
-            if process.wait() or not order.file.is_file():
-                raise TrainingFault(
-                    f"collecting {order.file.name} ended with exit code {process.returncode}: see its message above"
-                )
+            order, process = running[0]  # and still among them while it is waited for: an interrupt ends it too
+            code = process.wait()
+            running.pop(0)
+            if code or not order.file.is_file():
+                raise TrainingFault(f"collecting {order.file.name} ended with exit code {code}: see its message above")
     finally:
         for _, process in running:
             process.terminate()
