@@ -1,8 +1,9 @@
 """Demonstrations as recordings: what a folder of them is made of, and one file of it, made by the scripted expert.
 
-An episode is one task from a fresh scene. What is executed carries noise or leaves the path for a while; the label is
-always what the expert would do from the true state, so both a policy that clones labels and one that learns to recover
-can use it. The same plan gives the same episodes, in whichever order and process the files are made.
+An episode is one task from a fresh scene. What is executed carries noise or leaves the path for a while, and goes
+through the safety gate and the host's interpolation as it does live; the label is always what the expert would do from
+the true state, so both a policy that clones labels and one that learns to recover can use it. The same plan gives the
+same episodes, in whichever order and process the files are made.
 
 Knows the simulator and the recording's nouns; refuses to know processes.
 """
@@ -28,6 +29,7 @@ from control.recording_images import ImageCodec
 from control.recording_reader import read_recording
 from sim import expert, tasks
 from sim.demonstrations import PERIOD_S, TICK_S, Whims, start_somewhere
+from sim.following import Following
 from sim.judging import LIMIT_S
 from sim.options import seed_number
 from sim.scene import COLOURS
@@ -190,6 +192,7 @@ class _Attempt:
         self, plan: Plan, robot: TabletopRobot, clock: FakeClock, writer: RecordingWriter, begin_ns: int
     ) -> None:
         self._plan, self._robot, self._clock, self._writer, self._begin_ns = plan, robot, clock, writer, begin_ns
+        self._arm = Following(robot, clock, PERIOD_S)
 
     def _now_ns(self) -> int:
         return self._clock.now_ns() - self._begin_ns
@@ -220,7 +223,7 @@ class _Attempt:
                 if ticks >= whims.until:
                     whims = Whims.draw(rng, ticks, 1 - plan.detours)
                 self._act(rng, index, tick, state, task, whims)
-            self._clock.advance(NS_PER_S // plan.state_hz)
+            self._arm.advance(NS_PER_S // plan.state_hz)
             tick += 1
         success = robot.judge() is True
         self._writer.end_episode(self._now_ns(), success)
@@ -245,6 +248,6 @@ class _Attempt:
         self._writer.write(Label(now_ns, chunk))
         target = whims.target(rng, state, blocks, task)
         target[:6] += rng.normal(0.0, 1.0, 6) * self._plan.noise
-        done = self._robot.apply(target)[None]
+        done = self._arm.aim(target, state)[None]
         seq = now_ns * CONTROL_HZ // NS_PER_S
         self._writer.write(ActionChunk(seq, now_ns, index + 1, None, Mode.RUN, done, PERIOD_S, now_ns + _VALID_NS))

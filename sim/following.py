@@ -32,9 +32,13 @@ class Following:
         self._follower = Follower(self._robot.spec, 2 * period_ns, HOST_NS)
         self._target: np.ndarray | None = None  # (A,) that was aimed at last
         self._step: np.ndarray | None = None
+        self._due_ns = 0  # when the host commands next
 
-    def aim(self, target: np.ndarray, state: np.ndarray) -> None:
-        """Where to be one control period from now, (A,); `state` (A,) is where the arm is, and counts at first."""
+    def aim(self, target: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """Where to be one control period from now, (A,); `state` (A,) is where the arm is, and counts at first.
+
+        Returns what the gate let through, (A,).
+        """
         last = state if self._target is None else self._target
         gated = gate(target[np.newaxis], last, self._limits, last_step=self._step)
         if gated.fault:
@@ -45,11 +49,15 @@ class Following:
         until_ns = now_ns + round(self._period_s * NS_PER_S)
         chunk = ActionChunk(0, now_ns, 0, 0.0, Mode.RUN, gated.targets, self._period_s, until_ns)
         self._follower.take(chunk, state, now_ns)
+        return self._target
 
     def advance(self, duration_ns: int) -> None:
-        """On the way there for so long, in whole host periods."""
-        for _ in range(duration_ns // HOST_NS):
-            target = self._follower.target(self._clock.now_ns())
-            if target is not None:
-                self._follower.commanded = self._robot.apply(target)
-            self._clock.advance(HOST_NS)
+        """On the way there for so long. The host commands every `HOST_NS`, however short the pieces of time are."""
+        ends_ns = self._clock.now_ns() + duration_ns
+        while (now_ns := self._clock.now_ns()) < ends_ns:
+            if now_ns >= self._due_ns:
+                target = self._follower.target(now_ns)
+                if target is not None:
+                    self._follower.commanded = self._robot.apply(target)
+                self._due_ns = now_ns + HOST_NS
+            self._clock.advance(min(self._due_ns, ends_ns) - now_ns)

@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from control.clock import FakeClock
 from control.errors import ConfigError, RecordingError
 from control.recording_reader import Recording, read_recording
-from sim import expert, tasks
+from sim import demonstration_files, expert, tasks
 from sim.demonstration_files import Demonstrator, Plan, file_of
 from sim.demonstration_workers import WorkerFailed, record
+from sim.following import Following
 from sim.record_commands import app
 from sim.scene import COLOURS
 from sim.situation import Situation
+from sim.tabletop import TabletopRobot
 
 pytestmark = pytest.mark.usefixtures("can_render")
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +114,40 @@ def test_what_is_executed_carries_the_noise_that_was_asked_for(made):
     angles = np.array(off)[:, :6]
     assert 0.007 < angles.std() < 0.013
     assert np.abs(np.array(off)[:, 6]).max() < 1e-9
+
+
+class Noted(TabletopRobot):
+    """Keeps every command and its time."""
+
+    def __init__(self, clock, **options):
+        super().__init__(clock, **options)
+        self.commands, self._time = [], clock
+
+    def apply(self, targets):
+        self.commands.append((self._time.now_ns(), np.array(targets)))
+        return super().apply(targets)
+
+
+@pytest.mark.parametrize("state_hz", [20, 50, 500])
+def test_the_arm_is_commanded_as_the_live_host_commands_it(tmp_path, monkeypatch, state_hz):
+    monkeypatch.setattr(demonstration_files, "TabletopRobot", Noted)
+    plan = dataclasses.replace(PLAN, episodes=1, per_file=1, state_hz=state_hz, noise=0.05)
+    demonstrator = Demonstrator(plan, tmp_path)
+    demonstrator.make(0, lambda index: None, lambda: False)
+    commands = demonstrator._robot.commands
+    recording = read_recording(file_of(tmp_path, 0))
+    assert set(np.diff([now_ns for now_ns, _ in commands])) == {10_000_000}
+    assert 10 * (len(recording.actions) - 1) < len(commands) <= 10 * len(recording.actions)
+
+    clock = FakeClock()
+    again = Noted(clock, cameras={})
+    again.reset(plan.drawn()[0][0])
+    arm = Following(again, clock, 0.1)
+    for action in recording.actions:
+        np.testing.assert_allclose(arm.aim(action.targets[0], again.read_state()), action.targets[0], atol=1e-12)
+        arm.advance(100_000_000)
+    for (_, mine), (_, wanted) in zip(commands, again.commands, strict=False):
+        np.testing.assert_allclose(mine, wanted, atol=1e-9)
 
 
 def test_a_file_is_the_same_whatever_was_made_before_it(made, tmp_path):
