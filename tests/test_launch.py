@@ -273,12 +273,26 @@ def test_training_on_the_simulator_goes_through_its_stages_and_goes_on_where_it_
         (("--head", "diffusion"), "--head takes regression or flow-matching, got 'diffusion'"),
         (("--data", "nowhere"), "no recording in nowhere"),
         (("--features", "nowhere"), "--features needs --from"),
+        (("--head", "regression", "--from", "p"), "--head is for training from nothing or --head-only: the policy"),
+        (("--head", "regression", "--from", "p", "--data", "d"), "--head is for training from nothing or --head-only"),
+        (("--steps", "9"), "--steps is not for training without --rounds: leave it out"),
+        (
+            ("--head-only", "--data", "d", "--minutes", "9"),
+            "--minutes is not for --head-only, which takes --steps: leave",
+        ),
+        (
+            ("--head-only", "--data", "d", "--workers", "2"),
+            "--workers is not for --head-only, which runs in one process",
+        ),
+        (("--features", "f", "--from", "p", "--workers", "2"), "--workers is not for --features, which runs in one"),
+        (("--data", "d", "--tasks", "touch"), "--tasks is not for --data: leave it out"),
+        (("--data", "d", "--practice", "0.3"), "--practice is not for --data: leave it out"),
     ],
 )
 def test_train_says_what_it_cannot_do(tmp_path, words, message):
-    if words[0] == "--data":
+    if words == ("--data", "nowhere"):
         words = ("--data", tmp_path)
         message = "no recording in"
-    result = launch("train", "--out", tmp_path / "policy", *words)
+    result = launch("train", "--out", tmp_path / "policy", *words, COLUMNS="200")
     assert result.returncode == 2
     assert message in " ".join(result.stderr.replace("│", " ").split())

@@ -20,12 +20,14 @@ from tests.vla import squares
 from vla.errors import TrainingFault
 from vla.policy import load_head
 from vla.policy_spec import HeadChoice, WindowChoice, load_spec, verify
+from vla.training.commands import TrainOptions, train_on_recordings
 from vla.training.features import FeatureSet
 from vla.training.from_recordings import train_end_to_end, train_head_only
 from vla.training.parts import HeadSchedule
 from vla.training.recorded import Recorded, batches, held_out_batches, load_recordings
 from vla.training.train import Schedule
 
+ROOT = Path(__file__).resolve().parents[2]
 SIDE, HORIZON = 56, 8
 ROBOT = squares.robot(2, SIDE)
 WINDOW = WindowChoice(samples=5, rate_hz=100.0)
@@ -219,6 +221,29 @@ def test_a_training_goes_on_with_the_same_recordings_and_ages_only(tmp_path: Pat
     record(tmp_path / "demos" / "b.mcap", episodes=2)
     with pytest.raises(TrainingFault, match=r"recordings was a.mcap \w{12}, is now a.mcap \w{12}, b.mcap \w{12}"):
         train()
+
+
+def test_recordings_are_trained_on_in_several_processes_for_so_many_steps(tmp_path: Path) -> None:
+    record(tmp_path / "a.mcap", episodes=2)
+    options = TrainOptions(
+        out=tmp_path / "policy",
+        start_from=None,
+        head_only=False,
+        minutes=9.0,
+        rounds=0,
+        frames=64,
+        max_age_ms=300.0,
+        head=None,
+        patience=None,
+        workers=2,
+        device="cpu",
+        seed=1,
+        overwrite=False,
+        steps=1,
+    )
+    train_on_recordings(options, [tmp_path / "a.mcap"], ROOT / "launch.py", quiet, "")
+    provenance = load_spec(tmp_path / "policy").provenance
+    assert provenance["steps"] == 1 and provenance["samples"] == 2 * 24
 
 
 def test_many_recordings_are_told_by_their_number_and_one_hash(tmp_path: Path) -> None:

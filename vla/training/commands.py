@@ -6,6 +6,7 @@ files.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,15 @@ from control.messages import RobotSpec
 from vla.errors import TrainingFault
 from vla.policy_spec import HeadChoice, WindowChoice, identify
 from vla.training.checkpoint import work_folder
-from vla.training.curriculum import BatchPolicy, PolicyOnDisk, on_processes, save_features, train_embedded
+from vla.training.curriculum import (
+    BatchPolicy,
+    PolicyOnDisk,
+    on_processes,
+    prepare,
+    run_stage,
+    save_features,
+    train_embedded,
+)
 from vla.training.curve import save_curve
 from vla.training.dataset import Batch, Rehearsal
 from vla.training.parts import HeadSchedule
@@ -27,7 +36,7 @@ from vla.training.rounds import Order, RoundPlan
 from vla.training.train import Schedule, Shape, train
 
 HORIZON = 8  # rows of a chunk
-HIDDEN, LAYERS = 512, 3
+HIDDEN, LAYERS, HEAD_STEPS = 512, 3, 6000
 PRACTICE_SHARE = 0.2  # of the minutes, where nobody says: the head alone, on facts that it is told
 OWN_AFTER = 0.28  # of the minutes: from then on, half of the frames come from the policy's own episodes
 
@@ -70,41 +79,51 @@ class TrainOptions:
     rounds: int
     frames: int
     max_age_ms: float
-    head: str
+    head: str | None  # None: that of `start_from`, or regression
     patience: int | None
     workers: int
     device: str
     seed: int
     overwrite: bool
-    steps: int = 6000  # of the head alone
+    steps: int | None = None  # of the head alone, or of all on recordings
     optional_cameras: tuple[str, ...] = ()  # to do without where they fail, end to end
     window: WindowChoice | None = None  # of recorded states
     practice: float = PRACTICE_SHARE  # of the minutes, on the simulator
 
     @property
     def head_choice(self) -> HeadChoice:
-        if self.head not in ("regression", "flow-matching"):
-            raise TrainingFault(f"--head takes regression or flow-matching, got '{self.head}'")
-        return HeadChoice(kind=self.head, hidden=HIDDEN, layers=LAYERS)  # type: ignore[arg-type] - checked above
+        kind = "regression" if self.head is None else self.head
+        if kind not in ("regression", "flow-matching"):
+            raise TrainingFault(f"--head takes regression or flow-matching, got '{kind}'")
+        return HeadChoice(kind=kind, hidden=HIDDEN, layers=LAYERS)  # type: ignore[arg-type] - checked above
+
+    @property
+    def head_steps(self) -> int:
+        """Of a head that is trained alone."""
+        return HEAD_STEPS if self.steps is None else self.steps
 
     def arguments(self) -> list[str]:
         """The same options as words of a command line; --overwrite is left out, it was dealt with."""
-        words = ["train", "--out", str(self.out.resolve()), "--minutes", str(self.minutes), "--seed", str(self.seed)]
-        words += ["--rounds", str(self.rounds), "--frames", str(self.frames), "--max-age", str(self.max_age_ms)]
-        words += ["--practice", str(self.practice)]
-        words += [
-            "--steps",
-            str(self.steps),
-            "--head",
-            self.head,
-            "--device",
-            self.device,
-            "--workers",
-            str(self.workers),
-        ]
-        words += ["--from", str(self.start_from)] if self.start_from else []
-        words += ["--optional-cameras", ",".join(self.optional_cameras)] if self.optional_cameras else []
-        return words + (["--patience", str(self.patience)] if self.patience else [])
+        window = self.window
+        said: dict[str, object] = {
+            "out": self.out.resolve(),
+            "minutes": self.minutes,
+            "seed": self.seed,
+            "rounds": self.rounds,
+            "frames": self.frames,
+            "max-age": self.max_age_ms,
+            "practice": self.practice,
+            "device": self.device,
+            "workers": self.workers,
+            "steps": self.steps,
+            "head": self.head,
+            "from": self.start_from,
+            "optional-cameras": ",".join(self.optional_cameras) or None,
+            "patience": self.patience,
+            "window": window.samples if window else None,
+            "window-hz": window.rate_hz if window else None,
+        }
+        return ["train", *(word for name, v in said.items() if v is not None for word in (f"--{name}", str(v)))]
 
 
 def train_on_simulator(
@@ -126,12 +145,12 @@ def train_on_simulator(
             plan = RoundPlan(
                 options.rounds,
                 options.frames,
-                steps=max(1, options.steps // 4),
-                last_steps=options.steps,
+                steps=max(1, options.head_steps // 4),
+                last_steps=options.head_steps,
                 workers=options.workers,
                 max_age_ms=options.max_age_ms,
                 seed=options.seed,
-                head=_reading(options.head_choice, source),
+                head=None if options.start_from else _reading(options.head_choice, source),
             )
 
             def collect(order: Order) -> list[str]:
@@ -161,7 +180,7 @@ def train_on_features(options: TrainOptions, features: Path, log: Callable[[str]
     if options.start_from is None:
         raise TrainingFault("--features needs --from: the policy whose backbone made them")
     schedule = HeadSchedule(
-        options.steps, 1024, max_age_ms=options.max_age_ms, patience=options.patience, seed=options.seed
+        options.head_steps, 1024, max_age_ms=options.max_age_ms, patience=options.patience, seed=options.seed
     )
     curve = train_on_kept(
         options.out, options.start_from, features, options.head_choice, schedule, log, options.overwrite
@@ -178,7 +197,7 @@ def _asked(options: TrainOptions, source: Source) -> dict[str, Any]:
         "minutes": options.minutes,
         "practice": options.practice,
         "patience": options.patience,
-        "head": options.head,
+        "head": options.head_choice.kind if begun is None else None,
         "optional_cameras": ",".join(options.optional_cameras),
         "from": "the folder itself" if is_itself else begun and identify(begun),
         **_made_of(options, source),
@@ -219,35 +238,50 @@ def _backbone(options: TrainOptions, source: Source, log: Callable[[str], None])
     )
 
 
-def train_on_recordings(options: TrainOptions, data: Sequence[Path], log: Callable[[str], None]) -> None:
-    """End to end on recordings, or with `head_only` pooling and head on features of a backbone that stays."""
+def train_on_recordings(
+    options: TrainOptions, data: Sequence[Path], script: Path, log: Callable[[str], None], stage: str
+) -> None:
+    """End to end on recordings, or with `head_only` pooling and head on features of a backbone that stays.
+
+    With more than one worker, `script` is run again with `stage` in each of so many processes.
+    """
     from vla.training.from_recordings import train_end_to_end, train_head_only
     from vla.training.recorded import load_recordings
 
+    if stage not in ("", "recordings"):
+        raise TrainingFault(f"unknown stage '{stage}'")
     torch.set_num_threads(1)
-    found = load_recordings(data, HORIZON, log, options.window)
+    if options.workers > 1 and not options.head_only and not stage:
+        words = [word for path in data for word in ("--data", str(path.resolve()))]
+        command = on_processes([str(script), *options.arguments(), *words, "--stage", "recordings"], options.workers)
+        prepare(options.out, options.overwrite)
+        end_on_sigterm()
+        run_stage(command)
+        return
+    is_first = os.environ.get("RANK", "0") == "0"
+    found = load_recordings(data, HORIZON, log if is_first else lambda line: None, options.window)
     head = options.head_choice
     if not options.head_only:
-        schedule = Schedule(minutes=options.minutes, patience=options.patience, seed=options.seed)
         train_end_to_end(
             options.out,
             found,
             head,
             HORIZON,
-            schedule,
+            Schedule(options.minutes, options.steps, patience=options.patience, seed=options.seed),
             options.max_age_ms,
-            log,
+            log if is_first else lambda line: None,
             options.start_from,
             options.overwrite,
             options.device,
             options.optional_cameras,
             options.window,
+            is_prepared=stage != "",
         )
         return
     if options.start_from is None:
         raise TrainingFault("--head-only needs --from: the policy folder whose backbone is kept")
     steps = HeadSchedule(
-        options.steps, max_age_ms=options.max_age_ms, patience=options.patience, seed=options.seed, batch=256
+        options.head_steps, max_age_ms=options.max_age_ms, patience=options.patience, seed=options.seed, batch=256
     )
     curve = train_head_only(
         options.out,

@@ -99,6 +99,27 @@ def ran(command: Sequence[str], environment: Mapping[str, str]) -> int:
             process.wait()
 
 
+def prepare(out: Path, overwrite: bool) -> Path:
+    """The folder beside `out` for all that is needed on the way: empty with `overwrite`, else as it was left."""
+    work = work_folder(out)
+    if overwrite:
+        checkpoint.clear(work)
+    elif not (work / "state").exists() and not (work / BACKBONE_DONE).is_file():
+        checkpoint.reserve(out, overwrite=False)
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def run_stage(command: Sequence[str]) -> None:
+    """The end-to-end stage, to its end. Raises TrainingFault where that is not a good one."""
+    code = ran(command, _KEEPS_MEMORY | os.environ | _ONE_THREAD)
+    if code:
+        raise TrainingFault(
+            f"the end-to-end stage ended with exit code {code}: see its message above; give the same command again to"
+            " go on"
+        )
+
+
 def train_embedded(
     out: Path,
     backbone: Sequence[str],
@@ -113,22 +134,12 @@ def train_embedded(
     `asked` is what the first stage was asked for, by name. Once it is done, only the same is gone on with.
     """
     folder = out.resolve()
-    work = work_folder(folder)
-    if overwrite:
-        checkpoint.clear(work)
-    elif not work.exists():
-        checkpoint.reserve(folder, overwrite=False)
-    work.mkdir(parents=True, exist_ok=True)
+    work = prepare(folder, overwrite)
     done = work / BACKBONE_DONE
     if done.is_file():
         _expect_done(done, folder, asked)
     else:
-        code = ran(backbone, _KEEPS_MEMORY | os.environ | _ONE_THREAD)
-        if code:
-            raise TrainingFault(
-                f"the first stage ended with exit code {code}: see its message above; give the same"
-                " command again to go on"
-            )
+        run_stage(backbone)
         done.write_text(json.dumps({"options": dict(asked)}), encoding="utf-8")
     curve = aggregate(folder, work / "rounds", plan, collect, log)
     if curve:

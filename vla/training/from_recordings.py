@@ -36,8 +36,12 @@ def train_end_to_end(
     device: str = "cpu",
     optional_cameras: tuple[str, ...] = (),
     window: WindowChoice | None = None,
+    is_prepared: bool = False,
 ) -> None:
-    """Backbone, pooling and head, from nothing or from a policy of the same shape; goes on after an interrupt."""
+    """Backbone, pooling and head, from nothing or from a policy of the same shape; goes on after an interrupt.
+
+    `is_prepared`: whoever started several of these processes has looked at `out` already.
+    """
     log("no ground truth in recordings: perception learns from the actions alone, which takes far more data")
     shape = Shape(
         horizon, found.period_s, found.robot.name, head, queries=1, window=window, optional_cameras=optional_cameras
@@ -53,7 +57,7 @@ def train_end_to_end(
         log,
         start_from,
         overwrite=overwrite,
-        resume=(work_folder(out) / "state").exists() and not overwrite,
+        resume=is_prepared or ((work_folder(out) / "state").exists() and not overwrite),
         device=device,
         made_of={"recordings": found.described, "max_age_ms": max_age_ms},
     )

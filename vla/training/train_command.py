@@ -17,12 +17,29 @@ if TYPE_CHECKING:
     from vla.training.commands import Source
 
 
+# What each way of training has no use for; an option that did nothing would be believed to have done something.
+_HEAD_ALONE = ("minutes", "workers", "practice", "rounds", "frames", "tasks", "optional_cameras")
+_UNUSED = {
+    "--features": (*_HEAD_ALONE, "data", "head_only", "device", "window"),
+    "--head-only": _HEAD_ALONE,
+    "--data": ("practice", "rounds", "frames", "tasks"),
+    "training without --rounds": ("steps", "frames"),
+}
+_INSTEAD = {"minutes": ", which takes --steps", "workers": ", which runs in one process"}
+
+
+def _refuse_unused(way: str, given: Callable[[str], bool]) -> None:
+    for name in filter(given, _UNUSED.get(way, ())):
+        raise typer.BadParameter(f"--{name.replace('_', '-')} is not for {way}{_INSTEAD.get(name, '')}: leave it out")
+
+
 def train_app(source_of: Callable[[str, float], Source]) -> typer.Typer:
     """The command. `source_of` gives what to learn on: tasks by name, and the oldest features in ms."""
     app = typer.Typer()
 
     @app.command(rich_help_panel="Prepare")
     def train(
+        context: typer.Context,
         out: Annotated[Path, typer.Option(help="Policy folder to write.")],
         data: Annotated[
             list[Path] | None,
@@ -71,7 +88,14 @@ def train_app(source_of: Callable[[str, float], Source]) -> typer.Typer:
         overwrite: Annotated[
             bool, typer.Option("--overwrite", help="Replace a policy that lies there already.")
         ] = False,
-        steps: Annotated[int, typer.Option(min=1, help="Of the head, where it is trained alone.")] = 6000,
+        steps: Annotated[
+            int | None,
+            typer.Option(
+                min=1,
+                show_default="6000 of the head alone; end to end the minutes alone count",
+                help="Of the head, where it is trained alone; or of all with --data.",
+            ),
+        ] = None,
         optional_cameras: Annotated[
             str,
             typer.Option(
@@ -91,6 +115,17 @@ def train_app(source_of: Callable[[str, float], Source]) -> typer.Typer:
         from vla.policy_spec import WindowChoice
         from vla.training.commands import TrainOptions, train_on_features, train_on_recordings, train_on_simulator
 
+        def given(name: str) -> bool:
+            source = context.get_parameter_source(name)
+            return source is not None and source.name == "COMMANDLINE" and not stage
+
+        way = "--features" if features else "--head-only" if head_only else "--data" if data else ""
+        _refuse_unused(way or ("" if rounds else "training without --rounds"), given)
+        keeps_head = from_ is not None and way in ("", "--data")
+        if keeps_head and given("head"):
+            raise typer.BadParameter(
+                "--head is for training from nothing or --head-only: the policy of --from keeps its own"
+            )
         if window and not data:
             raise typer.BadParameter("--window needs --data: recordings of runs with robot.history_samples")
         if optional_cameras and (from_ or features):
@@ -105,7 +140,7 @@ def train_app(source_of: Callable[[str, float], Source]) -> typer.Typer:
             rounds,
             frames,
             max_age,
-            head,
+            None if keeps_head else head,
             patience,
             workers,
             device,
@@ -116,14 +151,14 @@ def train_app(source_of: Callable[[str, float], Source]) -> typer.Typer:
             WindowChoice(samples=window, rate_hz=window_hz) if window else None,
             practice,
         )
+        script = ROOT / "launch.py"
         if features:
             train_on_features(options, features, typer.echo)
         elif data:
-            train_on_recordings(options, data, typer.echo)
+            train_on_recordings(options, data, script, typer.echo, stage)
         elif head_only:
             raise typer.BadParameter("--head-only needs --data: recordings to train on")
         else:
-            script = ROOT / "launch.py"
             train_on_simulator(options, source_of(tasks, max_age), ["--tasks", tasks], script, typer.echo, stage)
 
     return app
