@@ -30,7 +30,7 @@ def check_folder(folder: Path | None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        (folder / ".writable").unlink(missing_ok=True)  # another worker may have been there between
     except OSError as error:
         raise ConfigError(f"--failures {folder} cannot be written: {error.strerror}") from None
 

@@ -6,8 +6,6 @@ simulated arm cannot drift apart.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from sim import kinematics as arm
@@ -174,8 +172,3 @@ def table_top_xml(offscreen_size: tuple[int, int] = (640, 640)) -> str:
   </actuator>
 </mujoco>
 """
-
-
-def block_corner_radius() -> float:
-    """Half the diagonal of a block seen from above, m."""
-    return BLOCK_SIZE / math.sqrt(2)

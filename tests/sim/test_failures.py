@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +119,18 @@ def test_cameras_of_other_names_are_shown_too(tmp_path):
     failed.see({"a": image(1), "b": image(2), "c": image(3)})
     failed.ended(Outcome(False, 1.0, 0.0, None), {"a": image(1), "b": image(2), "c": image(3)}, {})
     assert (tmp_path / "pick-100ms-7.png").exists()
+
+
+def test_workers_that_look_at_the_folder_at_the_same_time_do_not_disturb_each_other(tmp_path, monkeypatch):
+    touch = Path.touch
+
+    def touched_and_taken_away(file):
+        touch(file)
+        file.unlink()
+
+    monkeypatch.setattr(Path, "touch", touched_and_taken_away)
+    failures.check_folder(tmp_path / "failed")
+    assert not list((tmp_path / "failed").iterdir())
 
 
 def test_a_folder_that_cannot_be_written_or_pillow_missing_is_told_before_the_work(tmp_path, monkeypatch):
