@@ -36,6 +36,7 @@ from control.record_commands import app as export_command
 from control.replay_commands import replay_app
 from control.soak_commands import app as soak_command
 from control.top_commands import app as top_command
+from sim.record_commands import TASKS
 from sim.record_commands import app as record_command
 from vla.bench_commands import bench
 from vla.commands import adapted, check_encoder, encoder_options
@@ -86,7 +87,7 @@ def run(
             help="Instead of --say: N seeded tasks of the simulator, the blocks placed anew for each.",
         ),
     ] = 0,
-    tasks: Annotated[str, typer.Option(metavar="NAMES", help="Of --episodes: touch,pick; push; all.")] = "all",
+    tasks: Annotated[str, typer.Option(metavar="NAMES", help=f"Of --episodes, with commas: {TASKS}.")] = "all",
     episode_s: Annotated[float, typer.Option(metavar="S", min=1.0, help="Length of an episode.")] = 15.0,
     random_weights: Annotated[
         bool,
@@ -351,7 +352,7 @@ def _source(tasks: str, max_age_ms: float) -> Any:
     return TabletopSource(named(tasks), max_age_ms=max_age_ms)
 
 
-app.add_typer(train_app(_source))
+app.add_typer(train_app(_source, TASKS))
 app.add_typer(drill_app(_check_policy, _sentences))
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sim.demonstration_files import Plan
     from sim.demonstration_workers import Made
 
+TASKS = "touch, pick, bin, push (push-left and push-right), stack; or all"  # sim.tasks.KINDS, in words
+
 app = typer.Typer()
 
 
@@ -28,9 +30,7 @@ def record(
         int | None, typer.Option(metavar="N", min=1, help="So many demonstrations of the scripted expert.")
     ] = None,
     live: Annotated[bool, typer.Option("--live", help="Instead: the run that goes on, as it is on the bus.")] = False,
-    tasks: Annotated[
-        str, typer.Option(metavar="NAMES", help="With commas: touch, pick, bin, push-left, push-right, stack; or all.")
-    ] = "all",
+    tasks: Annotated[str, typer.Option(metavar="NAMES", help=f"With commas: {TASKS}.")] = "all",
     wordings: Annotated[
         Literal["seen", "unseen", "all"], typer.Option(help="Sentences for training, those kept from it, or both.")
     ] = "seen",
@@ -48,8 +48,10 @@ def record(
     anywhere: Annotated[
         float, typer.Option(metavar="SHARE", min=0.0, max=1.0, help="Episodes that begin anywhere, not at home.")
     ] = 0.0,
-    camera_hz: Annotated[int, typer.Option(min=1, max=100)] = 10,
-    state_hz: Annotated[int, typer.Option(min=10, max=500)] = 50,
+    camera_hz: Annotated[int, typer.Option(min=1, max=100, help="Images a second of each camera.")] = 10,
+    state_hz: Annotated[
+        int, typer.Option(min=10, max=500, help="States a second: a multiple of 10 and of --camera-hz.")
+    ] = 50,
     per_file: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Episodes a file.")] = 25,
     images: Annotated[
         Literal["jpeg", "webp"] | None,

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.main import get_command
+
+from launch import app, bench
+from sim.tasks import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,6 +44,28 @@ def test_every_command_explains_itself(command):
     told = re.split(r"\n\s*\n", result.stdout.partition("╭")[0])
     ends_early = [part for part in told if any(len(line.strip()) < 55 for line in part.strip().split("\n")[:-1])]
     assert not ends_early, "each paragraph after a docstring's first goes on one line"
+
+
+def test_every_option_says_what_it_does():
+    commands = {**get_command(app).commands, **get_command(bench).commands}
+    silent = [
+        f"{name} {option.opts[-1]}"
+        for name, command in commands.items()
+        for option in command.params
+        if not getattr(option, "hidden", False) and not getattr(option, "help", "") and option.opts[-1].startswith("-")
+    ]
+    assert not silent
+
+
+@pytest.mark.parametrize("command", ["run", "record", "train"])
+def test_the_tasks_are_named_where_they_are_asked_for(command):
+    (option,) = (option for option in get_command(app).commands[command].params if option.name == "tasks")
+    assert all(name in option.help for name in (*KINDS, "push (", "all"))
+
+
+def test_recording_and_training_stand_together_in_the_list_of_commands():
+    panels = {name: get_command(app).commands[name].rich_help_panel for name in ("record", "export", "train")}
+    assert panels == dict.fromkeys(("record", "export", "train"), "Learn")
 
 
 @pytest.mark.parametrize("words", [("say", "touch the red block"), ("status",), ("stop",), ("resume",)])

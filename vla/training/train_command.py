@@ -33,11 +33,15 @@ def _refuse_unused(way: str, given: Callable[[str], bool]) -> None:
         raise typer.BadParameter(f"--{name.replace('_', '-')} is not for {way}{_INSTEAD.get(name, '')}: leave it out")
 
 
-def train_app(source_of: Callable[[str, float], Source]) -> typer.Typer:
-    """The command. `source_of` gives what to learn on: tasks by name, and the oldest features in ms."""
+def train_app(source_of: Callable[[str, float], Source], task_names: str) -> typer.Typer:
+    """The command. `source_of` gives what to learn on: tasks by name, and the oldest features in ms. `task_names` says
+    in words which there are.
+    """
     app = typer.Typer()
+    asked = f"What to learn on the simulator, with commas: {task_names}."
+    tasks_option = typer.Option("all", metavar="NAMES", help=asked)  # annotations are read where there is no task_names
 
-    @app.command(rich_help_panel="Prepare")
+    @app.command(rich_help_panel="Learn")
     def train(
         context: typer.Context,
         out: Annotated[Path, typer.Option(help="Policy folder to write.")],
@@ -62,8 +66,14 @@ def train_app(source_of: Callable[[str, float], Source]) -> typer.Typer:
                 help="Train another head for --from, on the features that the rounds of a training left here."
             ),
         ] = None,
-        tasks: Annotated[str, typer.Option(help="What to learn on the simulator: a list with commas, or all.")] = "all",
-        minutes: Annotated[float, typer.Option(min=0.01, help="Of the end-to-end stage.")] = 120.0,
+        tasks: str = tasks_option,
+        minutes: Annotated[
+            float,
+            typer.Option(
+                min=0.01,
+                help="Of the whole training, practice counted in; not with --head-only, which takes --steps.",
+            ),
+        ] = 120.0,
         practice: Annotated[
             float,
             typer.Option(
