@@ -115,7 +115,7 @@ class CommandClient:
         self._bus, self._endpoint = bus, bus.endpoint("command")
         is_secured = bus.keys is not None and self._endpoint.startswith("tcp://")
         self._hint = f"; or it does not let in the keys of {bus.keys}" if is_secured else ""
-        self._socket: zmq.Socket | None = self._connected()
+        self._socket = self._connected()
         self._next_id = time.monotonic_ns()
 
     def _connected(self) -> zmq.Socket:
@@ -127,14 +127,13 @@ class CommandClient:
     def send(self, verb: str, text: str = "") -> int:
         """The id of the request; its replies come through `receive`. What cannot be sent is what nobody answers."""
         self._next_id += 1
-        self._socket = self._socket or self._connected()
         with contextlib.suppress(zmq.Again):  # a server that wants keys has turned this client away
             self._socket.send(encode(Command(self._next_id, verb, text)), zmq.NOBLOCK)
         return self._next_id
 
     def receive(self, timeout_s: float = 0.0) -> Reply | None:
         """The next reply to any request of this client, None if there is none within the time."""
-        if self._socket is None or not self._socket.poll(int(timeout_s * 1000), zmq.POLLIN):
+        if not self._socket.poll(int(timeout_s * 1000), zmq.POLLIN):
             return None
         return decode("reply", self._socket.recv())
 
@@ -142,8 +141,8 @@ class CommandClient:
         """Drop every request that is open. What nobody has taken would wait in the socket for the next controller, and
         be carried out after it was reported as failed.
         """
-        self.close()
-        self._socket = None
+        self._socket.close()
+        self._socket = self._connected()
 
     def request(self, verb: str, text: str = "", *, answer_s: float = 1.5, finish_s: float = 30.0) -> Reply:
         """The final reply. `answer_s` bounds the wait for the first sign of life, `finish_s` for the end of the work.
@@ -175,5 +174,4 @@ class CommandClient:
         )
 
     def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
+        self._socket.close()

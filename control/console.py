@@ -31,11 +31,16 @@ class _Plain(logging.Formatter):
         return printable_lines(super().format(record))
 
 
+def text_console() -> Console:
+    """A console for figures and for lines that others have a part in: no highlighting, no emoji codes, no wrapping."""
+    return Console(soft_wrap=True, highlight=False, emoji=False)
+
+
 class RunConsole:
     """Safe to call from the threads that forward the processes' output."""
 
     def __init__(self) -> None:
-        self._console = Console(soft_wrap=True, highlight=False, emoji=False)
+        self._console = text_console()
         self._lock = threading.Lock()
         self._status: Status | None = None
         self.is_terminal = self._console.is_terminal

@@ -50,6 +50,7 @@ def profile(
     from rich.console import Console
     from rich.markup import escape
 
+    from control.console import text_console
     from control.environment import environment
     from control.host import stop_on_signals
     from control.profile_cost import measure_cost
@@ -73,7 +74,7 @@ def profile(
     for option, file in (("--report", report), ("--trace", trace)):
         check_file(option, file)
     check_plot(plot)
-    console = Console(soft_wrap=True, highlight=False, emoji=False)
+    console = text_console()
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     period_ms = 1000 / settings.control.rate_hz

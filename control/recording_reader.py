@@ -92,7 +92,6 @@ class _Reader:
     def __init__(self, file: Path, opened: BinaryIO, wanted: set[str]) -> None:
         self._file, self._opened, self._wanted = file, opened, wanted
         self._size = opened.seek(0, io.SEEK_END)
-        opened.seek(0)
         opened.seek(max(0, self._size - len(_MAGIC)))
         self._was_closed = opened.read() == _MAGIC and self._size > len(_MAGIC)
         opened.seek(0)

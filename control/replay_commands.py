@@ -61,6 +61,7 @@ def _replay(load_parts: Loader, settings: Config, file: Path, realtime: bool, re
     from rich.markup import escape
 
     from control.clock import MonotonicClock
+    from control.console import text_console
     from control.environment import environment
     from control.errors import ConfigError
     from control.host import stop_on_signals
@@ -100,7 +101,7 @@ def _replay(load_parts: Loader, settings: Config, file: Path, realtime: bool, re
         "device": options.device,
         "was_stopped": len(replayed) < len(ticks),
     }
-    out = Console(soft_wrap=True, highlight=False, emoji=False)
+    out = text_console()
     if found["actions"]:
         out.print(table(found))
     for line in lines(found):

@@ -32,9 +32,9 @@ def soak(
     import shutil
     import tempfile
 
-    from rich.console import Console
     from rich.markup import escape
 
+    from control.console import text_console
     from control.environment import environment
     from control.host import stop_on_signals
     from control.plain_text import printable
@@ -58,7 +58,7 @@ def soak(
     ]
     words += ["--record", str(folder / "soak.mcap"), "--report", str(folder / "run.json")]
     held = Soak(ROOT / "launch.py", words, settings.bus.build(), settled, restart_every)
-    console = Console(soft_wrap=True, highlight=False, emoji=False)
+    console = text_console()
     try:
         with console.status("") as shown:
             code = held.run(seconds, stopped, lambda text: shown.update(escape(text)))

@@ -238,6 +238,10 @@ def _backbone(options: TrainOptions, source: Source, log: Callable[[str], None])
     )
 
 
+def _silent(line: str) -> None:
+    """Of several processes the first tells."""
+
+
 def train_on_recordings(
     options: TrainOptions, data: Sequence[Path], script: Path, log: Callable[[str], None], stage: str
 ) -> None:
@@ -258,8 +262,9 @@ def train_on_recordings(
         end_on_sigterm()
         run_stage(command)
         return
-    is_first = os.environ.get("RANK", "0") == "0"
-    found = load_recordings(data, HORIZON, log if is_first else lambda line: None, options.window)
+    if os.environ.get("RANK", "0") != "0":
+        log = _silent
+    found = load_recordings(data, HORIZON, log, options.window)
     head = options.head_choice
     if not options.head_only:
         train_end_to_end(
@@ -269,7 +274,7 @@ def train_on_recordings(
             HORIZON,
             Schedule(options.minutes, options.steps, patience=options.patience, seed=options.seed),
             options.max_age_ms,
-            log if is_first else lambda line: None,
+            log,
             options.start_from,
             options.overwrite,
             options.device,
