@@ -20,7 +20,7 @@ const number = (value, digits) => {
 };
 
 let socket = null, ref = 0, rows = [], robot = null, ladder = [400, 600, 10000], clock = null, openedAt = 0;
-const unanswered = new Map(); // ref -> the timer that says so
+const unanswered = new Map(); // ref -> what to say when nobody answers, and the timer that says it
 const arm = new Arm(document.querySelector("#arm canvas"));
 const tiles = new Map(), axes = [];
 
@@ -34,11 +34,12 @@ function give(verb, text = "") {
   // With the time, so that a page that hung does not carry out in a minute what was pressed now.
   socket.send(JSON.stringify({ ref: ++ref, verb, text, at_ms: now() }));
   const message = `${verb.toUpperCase()} WAS NOT CONFIRMED: look at the robot; use the terminal or the hardware’s stop`;
-  unanswered.set(ref, setTimeout(answer, CONFIRMED_MS, { ref, verb, outcome: "failed", message }));
+  const failed = { ref, verb, outcome: "failed", message };
+  unanswered.set(ref, { failed, timer: setTimeout(answer, CONFIRMED_MS, failed) });
 }
 
 function answer(reply) {
-  clearTimeout(unanswered.get(reply.ref));
+  clearTimeout(unanswered.get(reply.ref)?.timer);
   unanswered.delete(reply.ref);
   const line = by("reply");
   line.textContent = reply.message;
@@ -73,12 +74,13 @@ function connect() {
   opened.onclose = () => { if (socket === opened) leave(); };
 }
 
-/** Give the connection up, and try another. */
+/** Give the connection up, and try another. What failed stays on the screen: answers to it come no more. */
 function leave() {
   const left = socket;
   socket = null;
   clock = null;
-  by("reply").textContent = "";
+  if (by("reply").className !== "failed") by("reply").textContent = "";
+  for (const { failed } of [...unanswered.values()]) answer(failed);
   left.close();
   setTimeout(connect, RETRY_MS);
 }
