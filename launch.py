@@ -266,6 +266,10 @@ def evaluate(
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw all against feature age.")] = None,
     report: ReportOption = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Report of another evaluation: its figures stand beside these."),
+    ] = None,
     shard: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Success of a policy in closed loop, in lockstep at an exact feature age: the same loop and safety gate as live.
@@ -279,7 +283,9 @@ def evaluate(
     settings = load(config, set_)
     if settings.encoder.random_weights:
         raise typer.BadParameter("eval needs a trained policy: encoder.random_weights moves nothing")
-    asked = Asked(tasks, wordings, wordings_file, episodes, seed, feature_age, controls, expert, failures, plot, report)
+    asked = Asked(
+        tasks, wordings, wordings_file, episodes, seed, feature_age, controls, expert, failures, plot, report, against
+    )
     robot, options = settings.robot, settings.encoder
     lockstep = Lockstep(settings.loop_settings(), settings.watchdog_ns, robot.history_samples, robot.host_hz)
     session = Session(asked, robot.name, robot.options, lockstep)

@@ -27,8 +27,10 @@ def check_plot(file: Path | None) -> None:
         raise ConfigError(f"--plot {file} cannot be written: {error.strerror}") from None
 
 
-def draw(report: dict[str, Any], file: Path) -> None:
-    """A line a task, with 95 % bars of success; the expert's own figures as dashed lines where it was asked for."""
+def draw(report: dict[str, Any], file: Path, other: dict[str, Any] | None = None) -> None:
+    """A line a task, with 95 % bars of success; the expert's own figures as dashed lines where it was asked for, and
+    another evaluation's as dotted ones.
+    """
     from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports] - an extra
 
     success, experts = report["success"], report.get("expert", {})
@@ -54,6 +56,10 @@ def draw(report: dict[str, Any], file: Path) -> None:
                     [max(0.0, 100 * (row["ci95"][1] - row["rate"])) for _, row in rows],
                 ]
             panel.errorbar(ages, values, below_above, marker="o", capsize=3, color=f"C{number}", label=task)
+            there = other["success"].get(task, {}) if other else {}
+            beside = [(float(age) + shift, row[key] * scale) for age, row in there.items() if row.get(key) is not None]
+            if beside:
+                panel.plot(*zip(*beside, strict=True), ":", marker="o", markerfacecolor="white", color=f"C{number}")
             if experts and experts[task][key] is not None:
                 panel.axhline(experts[task][key] * scale, color=f"C{number}", linestyle="--", linewidth=0.8)
         panel.set_xlabel("feature age, ms")
@@ -64,5 +70,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=9)
     dashes = "; dashed: the scripted expert" if experts else ""
-    figure.suptitle(f"Saccade: policy {report['policy']}, wordings {report['wordings']}{dashes}", fontsize=11)
+    dots = f"; dotted: policy {other['policy']} in {other.get('precision')}" if other else ""
+    what = f"policy {report['policy']} in {report.get('precision')}, wordings {report['wordings']}"
+    figure.suptitle(f"Saccade: {what}{dots}{dashes}", fontsize=11)
     figure.savefig(file, dpi=110, format="png")

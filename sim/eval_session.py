@@ -24,6 +24,7 @@ from control.progress import Progress
 from control.report import check_writable, write_report
 from control.robot import Evaluates, ReadsWordings
 from sim import eval_plots, eval_tables, eval_workers, failures
+from sim.eval_against import compare, load_report
 from sim.evaluate import FrameEncoder, Lockstep, Outcome
 from sim.evaluation import Job, figures, live_age_ms, measure_encode_ms, plan, run_jobs
 
@@ -49,6 +50,7 @@ class Asked:
     failures: Path | None
     plot: Path | None
     report: Path | None
+    against: Path | None = None
 
     @property
     def control_episodes(self) -> int:
@@ -81,6 +83,7 @@ class Session:
         check_writable(asked.report)
         eval_plots.check_plot(asked.plot)
         failures.check_folder(asked.failures)
+        self._other = load_report(asked.against) if asked.against else None
         self._plan(self._ages_ms or [0.0])
 
     def _draw(self) -> list[Any]:
@@ -147,12 +150,15 @@ class Session:
                 show("interrupted: no figures were written")
                 raise
         result = figures(self._robot, jobs, outcomes) | about | {"feature_age": age} | self._circumstances()
+        if self._other is not None:
+            assert self._asked.against is not None
+            result["against"] = compare(result, self._other, self._asked.against.name)
         write_report(self._asked.report, result)
         console = Console(width=None if Console().is_terminal else 160)
         for table in eval_tables.tables(result):
             console.print(table)
         if self._asked.plot is not None:
-            eval_plots.draw(result, self._asked.plot)
+            eval_plots.draw(result, self._asked.plot, self._other)
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:

@@ -11,10 +11,12 @@ _EXPERT_ROW = "expert"
 
 
 def tables(report: dict[str, Any]) -> Iterator[Table]:
-    """Success by task and age with the expert's own rows; the controls."""
+    """Success by task and age with the expert's own rows; the controls; another evaluation beside this one."""
     yield _success(report)
     if "controls" in report:
         yield _controls(report["controls"])
+    if "against" in report:
+        yield _against(report["against"])
 
 
 def _success(report: dict[str, Any]) -> Table:
@@ -70,3 +72,19 @@ def _percent(rate: float | None) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _against(against: dict[str, Any]) -> Table:
+    precision = f" in {against['precision']}" if against["precision"] else ""
+    also = "".join(f"; {difference}" for difference in against["differs"])
+    title = f"against policy {against['policy']}{precision} ({against['file']}{also})"
+    grid = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for heading in ("task", "age ms", "here", "there", "points", "95 %"):
+        grid.add_column(heading, justify="left" if heading == "task" else "right", no_wrap=True)
+    for task, by_age in against["points"].items():
+        for age, row in by_age.items():
+            low, high = row["ci95"]
+            done = [f"{successes} of {episodes}" for successes, episodes in zip(row["done"], row["of"], strict=True)]
+            spread = f"{low:+.1f} to {high:+.1f}"
+            grid.add_row(task, age, *done, f"{row['points']:+.1f}", spread, end_section=age == list(by_age)[-1])
+    return grid
