@@ -9,7 +9,7 @@ import zmq
 
 from control.address import BusAddress
 from control.bus import bind, connect
-from control.clock import NS_PER_MS
+from control.clock import NS_PER_MS, NS_PER_S
 from control.errors import CommandFailed, NotRunning, WireError
 from control.messages import Command, Reply
 from control.rate_limit import SharedBudget
@@ -21,6 +21,10 @@ _TOO_MANY = (
     f"too many commands: at most {COMMANDS_EACH[0]:g} a second from one client and {COMMANDS_IN_ALL[0]:g} in all, this"
     " one was dropped; only `stop` is never limited"
 )
+# Nobody who has waited so long for a sign of life believes any more that it will be done: `say` gave up after 1.0 s.
+_DEAF_NS = NS_PER_S
+_LATE_NS = NS_PER_S // 2  # what lay in the kernel's buffers meanwhile is in the socket by then
+_OBEYED_LATE = ("stop", "status")
 _REFUSING_NS = NS_PER_MS  # in one poll; a refusal takes 40 us, the worst that may be decoded 5 ms (measured)
 _SMALL_BYTES = 4096  # the longest instruction fits
 _COMMAND_BYTES = 96 << 10  # 20,000 characters of any script fit
@@ -31,7 +35,8 @@ class CommandServer:
     """The controller's end of `command`: many clients, each answered by its request id, now or later.
 
     Commands are limited in number, a client's and all, but for `stop`. Clients take turns, so that what one of them
-    floods the socket with stands in front of no other's.
+    floods the socket with stands in front of no other's. What came while nobody polled for a second, since the process
+    was stopped or hung, is refused, but for `stop`: it was reported as unanswered, and the robot would move on it.
     """
 
     def __init__(self, bus: BusAddress) -> None:
@@ -42,6 +47,8 @@ class CommandServer:
         self._lease, self._admission = bind(self._socket, bus, "command", _COMMAND_BYTES)
         self._budget = SharedBudget(COMMANDS_EACH, COMMANDS_IN_ALL)
         self._is_cut = False
+        self._polled_ns: int | None = None
+        self._deaf_ms, self._late_until_ns = 0.0, 0
         self.rejected = 0
 
     @property
@@ -54,7 +61,10 @@ class CommandServer:
         a millisecond of them it returns None though more may wait, so that a flood takes no deadline.
         """
         self._admission.answer()
-        if not self._socket.poll(timeout_ms, zmq.POLLIN):
+        self._notice_a_gap()
+        has_some = self._socket.poll(timeout_ms, zmq.POLLIN)
+        self._polled_ns = time.monotonic_ns()
+        if not has_some:
             return None
         until_ns = time.monotonic_ns() + _REFUSING_NS
         while time.monotonic_ns() < until_ns:
@@ -65,6 +75,11 @@ class CommandServer:
             if frames and (command := self._admit(*frames)) is not None:
                 return frames[0], command
         return None
+
+    def _notice_a_gap(self) -> None:
+        now_ns = time.monotonic_ns()
+        if self._polled_ns is not None and now_ns - self._polled_ns > _DEAF_NS:
+            self._deaf_ms, self._late_until_ns = (now_ns - self._polled_ns) / NS_PER_MS, now_ns + _LATE_NS
 
     def _receive(self) -> list[bytes]:
         """The client and its message. Of one with far too many frames the rest is dropped a piece a call, as []."""
@@ -89,6 +104,9 @@ class CommandServer:
             return self._refuse(client, 0, str(error))
         if command.verb != "stop" and not is_large and not self._budget.take(client):
             return self._refuse(client, command.request_id, _TOO_MANY)
+        if command.verb not in _OBEYED_LATE and time.monotonic_ns() < self._late_until_ns:
+            why = f"the controller did not listen for {self._deaf_ms / 1000:.1f} s: likely asked before that, not done"
+            return self._refuse(client, command.request_id, f"{why}; ask again")
         return command
 
     def _refuse(self, client: bytes, request_id: int, why: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from runs import free_port, is_gone
 
-from control.errors import CommandFailed
+from control.errors import CommandFailed, NotRunning
 
 
 def test_four_processes_touch_the_named_block_and_report_how_it_went(start):
@@ -83,6 +83,32 @@ def test_an_encoder_that_is_stopped_holds_and_one_that_is_killed_comes_back(star
         assert run.finish() == 0, run.text
     assert run.result["encoder_restarts"] == 1
     assert "encoder was killed by SIGKILL: starting it again" in run.text
+
+
+def test_a_controller_that_was_stopped_does_nothing_it_was_asked_meanwhile_but_stop(start):
+    """Whoever asked was told that no controller answers; the message lay in the kernel's buffers."""
+    run = start("--say", "touch the red block", "--set", "freshness.stop_after_ms=60000")
+    try:
+        run.wait_for(lambda status: status["mode"] == "RUN")
+        control = run.children()["control"]
+        os.kill(control, signal.SIGSTOP)
+        with pytest.raises(NotRunning):
+            run.client.request("say", "touch the blue block")
+        os.kill(control, signal.SIGCONT)
+        rejected = run.wait_for(lambda status: status["mode"] == "RUN" and status["rejected"] > 0)
+        assert (rejected["instruction"], rejected["pending"]) == ("touch the red block", "")
+        os.kill(control, signal.SIGSTOP)
+        with pytest.raises(NotRunning):
+            run.client.request("stop")
+        os.kill(control, signal.SIGCONT)
+        assert run.wait_for(lambda status: status["mode"] == "STOP")["reason"] == "stopped by the operator"
+        threading.Event().wait(0.6)
+        run.client.request("resume")
+        run.client.request("say", "touch the blue block")
+        run.wait_for(lambda status: status["instruction"] == "touch the blue block")
+    finally:
+        run.process.terminate()
+        run.finish()
 
 
 @pytest.mark.parametrize("victim", ["control", "robot"])

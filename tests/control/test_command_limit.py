@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import re
 import threading
 
 import pytest
@@ -233,3 +234,29 @@ def test_a_stop_is_heard_where_ticks_leave_no_time_to_wait(bus):
         assert operator.request("stop", answer_s=20.0).outcome == "done"
         assert controller.loop._seq <= before + 2
     cycles.close()
+
+
+def test_what_came_while_nobody_listened_is_refused_but_for_stop(bus, server):
+    with contextlib.closing(CommandClient(bus)) as operator:
+        operator.send("status")
+        assert server.poll(2000)[1].verb == "status"
+        request = operator.send("say", "touch the blue block")
+        operator.send("resume")
+        operator.send("stop")
+        threading.Event().wait(1.1)
+        assert [command.verb for command in taken(server)] == ["stop"]
+        reply = operator.receive(1.0)
+        assert (reply.request_id, reply.outcome) == (request, "failed")
+        assert re.fullmatch(
+            r"the controller did not listen for 1\.\d s: likely asked before that, not done; ask again", reply.message
+        )
+        threading.Event().wait(0.3)
+        operator.send("say", "touch the blue block")
+        assert server.poll(2000)[1].verb == "say"
+
+
+def test_a_long_wait_for_commands_is_no_gap(bus, server):
+    with contextlib.closing(CommandClient(bus)) as operator:
+        assert server.poll(1200) is None
+        operator.send("resume")
+        assert server.poll(2000)[1].verb == "resume"
