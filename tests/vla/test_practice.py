@@ -18,6 +18,7 @@ from vla.head import RegressionHead
 from vla.policy import load_head
 from vla.policy_spec import load_spec
 from vla.training import practice
+from vla.training import train as train_module
 from vla.training.checkpoint import Progress
 from vla.training.dataset import Rehearsal
 from vla.training.parallel import Group
@@ -113,15 +114,17 @@ def test_practice_is_saved_as_it_goes_and_is_not_repeated_when_training_goes_on(
     def batches(seed: int) -> Iterator[squares.SquaresBatch]:
         return squares.batches(seed + 1, 8, VIEWS, SIDE, acting=2)
 
-    def interrupt(self: Progress, youngest_ms: float, oldest_ms: float) -> None:
+    def interrupt(*arguments: object) -> Iterator[squares.SquaresBatch]:
         raise KeyboardInterrupt  # at the first batch of the training proper
+        yield
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Progress, "met", interrupt)
+        patch.setattr(train_module, "_watched", interrupt)
         run(batches)
     spec = load_spec(tmp_path / "policy")
     done = spec.provenance["practice_steps"]
     assert isinstance(done, int) and done > 5 and spec.head.readout == squares.FACTS
+    assert 0.0 <= spec.feature_age_ms[0] < spec.feature_age_ms[1] <= 600.0  # those of the practice
     assert load_head(tmp_path / "policy").act(np.zeros((2, 128), np.float32), np.zeros(7), 0.0).shape == (8, 7)
     run(batches, resume=True)
     after = load_spec(tmp_path / "policy").provenance

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from control.clock import NS_PER_MS
 from control.messages import Frames, Instruction, RobotSpec, State
@@ -17,12 +18,14 @@ from control.recording_format import Label
 from control.recording_images import ImageCodec
 from tests.recordings import action
 from tests.vla import squares
+from tests.vla.conftest import edit_yaml
+from tests.vla.test_parts import toy
 from vla.errors import TrainingFault
 from vla.policy import load_head
 from vla.policy_spec import HeadChoice, WindowChoice, load_spec, verify
 from vla.training.commands import TrainOptions, train_on_recordings
 from vla.training.features import FeatureSet
-from vla.training.from_recordings import train_end_to_end, train_head_only
+from vla.training.from_recordings import train_end_to_end, train_head_only, train_on_kept
 from vla.training.parts import HeadSchedule
 from vla.training.recorded import Recorded, batches, held_out_batches, load_recordings
 from vla.training.train import Schedule
@@ -203,6 +206,8 @@ def test_end_to_end_on_recordings_leaves_a_policy_that_acts(tmp_path: Path) -> N
     train_end_to_end(tmp_path / "policy", found, head, HORIZON, Schedule(steps=3, measure_every=1), 300.0, quiet)
     spec = verify(tmp_path / "policy")
     assert spec.fits(ROBOT) == [] and spec.feature_age_ms == (0.0, 300.0)
+    assert str(spec.provenance["recordings"]).startswith("a.mcap ") and str(tmp_path) not in str(spec.provenance)
+    assert (spec.provenance["episodes"], spec.provenance["frames"], spec.provenance["max_age_ms"]) == (2, 24, 300.0)
     assert load_head(tmp_path / "policy").act(np.zeros((2, 128), np.float32), np.zeros(7), 100.0).shape == (8, 7)
 
 
@@ -271,6 +276,11 @@ def test_a_head_is_trained_on_a_backbone_that_stays(
     assert curve[-1]["held_out_joint_mean"] < 0.1  # where to go follows from the state
     spec = load_spec(tmp_path / "out")
     assert spec.head == head and spec.horizon == HORIZON
+    assert spec.feature_age_ms == (0.0, 300.0)
+    told = spec.provenance
+    assert (told["recordings"], told["episodes"], told["frames"]) == (found.described, 3, 36)
+    assert (told["seed"], told["head_steps"], told["head_frames"]) == (0, 200, 36)
+    assert told["torch"] == torch.__version__ and {"transformers", "python", "features_of"} <= told.keys()
     before, after = (folder / "backbone" / "model.safetensors" for folder in (begin, tmp_path / "out"))
     assert before.read_bytes() == after.read_bytes()
     chunk = load_head(tmp_path / "out").act(np.zeros((2, 32), np.float32), np.full(7, 0.5), 100.0)
@@ -280,6 +290,22 @@ def test_a_head_is_trained_on_a_backbone_that_stays(
     train_head_only(tmp_path / "out", found, begin, head, HORIZON, schedule, said.append, overwrite=True)
     assert [file.stat().st_mtime_ns for file in files] == stamps and len(files) == 4
     assert all(isinstance(FeatureSet.load(file), FeatureSet) for file in itertools.islice(files, 1))
+
+
+def test_a_head_on_kept_features_says_what_it_learned_from_and_which_ages_it_met(
+    tmp_path: Path, policy_folder: Path
+) -> None:
+    edit_yaml(policy_folder, provenance={"seed": 3, "torch": "1.0"})
+    for name in ("round-00-0", "held-out"):
+        toy(1, 40).save(tmp_path / f"{name}.safetensors")  # ticks up to 150 ms after each frame
+    schedule = HeadSchedule(5, 64, max_age_ms=1000.0, seed=9)
+    head = HeadChoice(kind="regression", hidden=32)
+    train_on_kept(tmp_path / "out", policy_folder, tmp_path, head, schedule, quiet)
+    spec = verify(tmp_path / "out")
+    assert spec.feature_age_ms == (0.0, 150.0)
+    told = spec.provenance
+    assert (told["seed"], told["head_seed"], told["head_steps"], told["head_frames"]) == (3, 9, 5, 40)
+    assert told["torch"] == torch.__version__ and {"transformers", "python", "features_of"} <= told.keys()
 
 
 def test_a_policy_that_does_not_fit_the_recordings_is_refused(tmp_path: Path, policy_folder: Path) -> None:

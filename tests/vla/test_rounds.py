@@ -42,6 +42,7 @@ def test_each_round_collects_with_the_policy_of_the_one_before(policy_folder: Pa
     assert ordered[0].expert_share > ordered[-1].expert_share
     assert identify(policy_folder) != first
     spec = load_spec(policy_folder)
+    assert spec.feature_age_ms == (0.0, 150.0)  # as the features have them; up to 1,000 ms was allowed
     assert spec.provenance["rounds"] == 2 and spec.provenance["round_frames"] == 4 * 40
     assert (policy_folder / "backbone" / "model.safetensors").is_file()
     assert said[0] == "round 1 of 2: 72 frames"

@@ -334,6 +334,22 @@ def test_all_processes_go_by_the_clock_of_the_first(tmp_path: Path, monkeypatch:
     assert (provenance["steps"], provenance["minutes"]) == (3, 1.0)
 
 
+def test_a_policy_says_what_it_learned_from_and_the_ages_that_all_processes_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Group, "widest", lambda self, span: (span[0], span[1] + 1000.0))  # another process' were older
+    made_of = {"tasks": "touch,pick", "max_age_ms": 600.0}
+    run(tmp_path / "first", made_of=made_of)
+    told = load_spec(tmp_path / "first")
+    assert {name: told.provenance[name] for name in made_of} == made_of and told.provenance["seed"] == 0
+    assert {"torch", "transformers", "python"} <= told.provenance.keys()
+    assert 0.0 <= told.feature_age_ms[0] < 300.0 and 1300.0 < told.feature_age_ms[1] <= 1600.0
+    run(tmp_path / "second", made_of={"tasks": "bin"}, start_from=tmp_path / "first")
+    told = load_spec(tmp_path / "second")
+    assert (told.provenance["begun_tasks"], told.provenance["tasks"]) == ("touch,pick", "bin")
+    assert "begun_max_age_ms" not in told.provenance and "begun_seed" not in told.provenance
+
+
 def test_training_ends_when_the_held_out_error_no_longer_falls(tmp_path: Path) -> None:
     batch = next(squares.batches(1, 8, VIEWS, SIDE))
     _, lines = run(tmp_path, batches=lambda seed: [batch] * 60, steps=60, patience=3, learning_rate=1e-9)

@@ -17,9 +17,8 @@ from vla.prompt import Prompter
 from vla.tokenizer import build_tokenizer
 from vla.training.checkpoint import BACKBONE_FOLDER
 from vla.training.learner import Learner
+from vla.training.provenance import BEGUN, begun_from
 from vla.training.regrow import go_on_from
-
-BEGUN = "begun"  # provenance of the policy that a training went on from
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ def begin(
             )
         folder = backbone_folder(start_from, spec) or weights.resolve(spec.backbone)
         old = spec.head
-        spec = spec.model_copy(update={"provenance": {f"{BEGUN}_from": identify(start_from)} | _earlier(spec)})
+        spec = spec.model_copy(update={"provenance": begun_from(identify(start_from), spec)})
         if new_readout:
             spec = spec.model_copy(update={"head": old.model_copy(update={"readout": shape.head.readout})})
         backbone = weights.load(folder, cpu, torch.float32, layers=spec.language_layers)
@@ -98,9 +97,3 @@ def in_common(spec: PolicySpec, prompter: Prompter, start_from: Path | None, fol
         "optional_cameras": ",".join(spec.optional_cameras),
         "tokenizer": prompter.fingerprint,
     }
-
-
-def _earlier(spec: PolicySpec) -> dict[str, str | int | float]:
-    """What the policy that is gone on from had behind it."""
-    had = ("practice_steps", "steps", "samples", "minutes")
-    return {f"{BEGUN}_{name}": value for name, value in spec.provenance.items() if name in had}

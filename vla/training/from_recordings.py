@@ -15,6 +15,7 @@ from vla.training import checkpoint
 from vla.training.checkpoint import work_folder
 from vla.training.features import BatchEncoder, FeatureSet
 from vla.training.parts import HeadSchedule, TrainedParts, save_beside, train_parts
+from vla.training.provenance import versions
 from vla.training.recorded import Recorded, RecordedEpisode, batches, held_out_batches, span
 from vla.training.rounds import collected
 from vla.training.train import Schedule, Shape, train
@@ -59,7 +60,7 @@ def train_end_to_end(
         overwrite=overwrite,
         resume=is_prepared or ((work_folder(out) / "state").exists() and not overwrite),
         device=device,
-        made_of={"recordings": found.described, "max_age_ms": max_age_ms},
+        made_of={**found.told, "max_age_ms": max_age_ms},
     )
 
 
@@ -85,16 +86,7 @@ def train_head_only(
     folder = checkpoint.reserve(out, overwrite)
     made_by = identify(policy, not _has_head(policy))
     trains_pooling = "attention" in (spec.pooling.view, spec.pooling.aggregation)
-    wanted = spec.model_copy(
-        update={
-            "head": head,
-            "window": window,
-            "horizon": horizon,
-            "period_s": found.period_s,
-            "feature_age_ms": (0.0, schedule.max_age_ms),
-            "provenance": {"features_of": made_by, "seed": schedule.seed},
-        }
-    )
+    wanted = spec.model_copy(update={"head": head, "window": window, "horizon": horizon, "period_s": found.period_s})
     encoder = BatchEncoder(policy, spec, device, pooled=not trains_pooling)
     kept_in = work_folder(folder) / f"features-{made_by}"
     kept, held_out = (
@@ -104,6 +96,8 @@ def train_head_only(
         raise TrainingFault("no frame is followed by an action: nothing to train on")
     parts = TrainedParts(wanted, trains_pooling)
     curve = train_parts(parts, kept, held_out, schedule, log, renormalise=True)
+    told = {"features_of": made_by, **found.told, "seed": schedule.seed, **_head_told(schedule, curve, len(kept))}
+    parts.spec = parts.spec.model_copy(update={"provenance": told})
     policy_id = save_beside(policy, folder, parts)
     log(f"saved policy {policy_id} to {out}, trained on {len(kept)} frames")
     return curve
@@ -125,16 +119,24 @@ def train_on_kept(
     kept, held_out = collected(features)
     folder = checkpoint.reserve(out, overwrite)
     spec = load_spec(policy)
-    ages = (0.0, schedule.max_age_ms)
-    provenance = spec.provenance | {"features_of": identify(policy), "head_steps": schedule.steps}
-    parts = TrainedParts(
-        spec.model_copy(update={"head": head, "feature_age_ms": ages, "provenance": provenance}), trains_pooling=False
-    )
+    parts = TrainedParts(spec.model_copy(update={"head": head}), trains_pooling=False)
     parts.load_pooling(policy)
     curve = train_parts(parts, kept, held_out, schedule, log, renormalise=True)
+    told = {"features_of": identify(policy), "head_seed": schedule.seed, **_head_told(schedule, curve, len(kept))}
+    parts.spec = parts.spec.model_copy(update={"provenance": spec.provenance | told})
     policy_id = save_beside(policy, folder, parts)
     log(f"saved policy {policy_id} to {out}, trained on {len(kept)} frames")
     return curve
+
+
+def _head_told(schedule: HeadSchedule, curve: list[dict[str, float]], frames: int) -> dict[str, str | int | float]:
+    """What policy.yaml says of a head that was trained alone; what lies before it may be of older versions."""
+    return {
+        "head_steps": int(curve[-1]["step"]),
+        "head_frames": frames,
+        "max_age_ms": schedule.max_age_ms,
+        **versions(),
+    }
 
 
 def _has_head(policy: Path) -> bool:

@@ -71,6 +71,14 @@ class Group:
         dist.broadcast(shared, src=0)
         return float(shared)
 
+    def widest(self, span: tuple[float, float]) -> tuple[float, float]:
+        """From the lowest to the highest of all processes' spans, everywhere."""
+        if self.size == 1:
+            return span
+        ends = torch.tensor([-span[0], span[1]], dtype=torch.float64, device=self.device)
+        dist.all_reduce(ends, dist.ReduceOp.MAX)
+        return -float(ends[0]), float(ends[1])
+
     def share(self, module: nn.Module) -> None:
         """The first process' buffers and parameters, everywhere."""
         if self.size > 1:

@@ -26,6 +26,7 @@ from vla.training import checkpoint
 from vla.training.features import FeatureSet
 from vla.training.learner import normalise
 from vla.training.pace import average_decay, learning_rate
+from vla.training.provenance import rounded
 
 WEIGHT_DECAY, MAX_GRADIENT = 0.01, 1.0
 
@@ -116,8 +117,8 @@ def train_parts(
 ) -> list[dict[str, float]]:
     """Trains `parts` in place, ends with their averaged weights, and returns the loss curve.
 
-    `renormalise` takes means and deviations from `kept`: for a head that begins anew. Raises TrainingFault when the
-    loss is not finite.
+    Their spec then says which feature ages were met. `renormalise` takes means and deviations from `kept`: for a head
+    that begins anew, which has met no others. Raises TrainingFault when the loss is not finite.
     """
     if schedule.steps < 1 or len(kept) == 0:
         raise TrainingFault(f"nothing to train: {schedule.steps} steps on {len(kept)} frames")
@@ -130,10 +131,12 @@ def train_parts(
     optimizer = torch.optim.AdamW(parts.trained(), schedule.learning_rate, (0.9, 0.98), weight_decay=WEIGHT_DECAY)
     curve: list[dict[str, float]] = []
     began_ns, total, best, stale = time.monotonic_ns(), 0.0, math.inf, 0
+    youngest, oldest = (math.inf, 0.0) if renormalise else parts.spec.feature_age_ms
     for step in range(schedule.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(schedule.learning_rate, step, step / schedule.steps)
         drawn = kept.draw(rng, schedule.batch, schedule.max_age_ms)
+        youngest, oldest = min(youngest, float(drawn["age_ms"].min())), max(oldest, float(drawn["age_ms"].max()))
         drawn["states"] = drawn["states"] + schedule.state_noise * torch.randn_like(drawn["states"])
         loss = parts.loss(drawn)
         optimizer.zero_grad(set_to_none=True)
@@ -159,5 +162,6 @@ def train_parts(
             if schedule.patience is not None and stale >= schedule.patience:
                 break
     parts.load_state_dict(average.state_dict())
+    parts.spec = parts.spec.model_copy(update={"feature_age_ms": rounded((youngest, oldest))})
     parts.eval()
     return curve

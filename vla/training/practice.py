@@ -85,7 +85,9 @@ def practise(
         progress.minutes = group.agree(before + (time.monotonic_ns() - began_ns) / NS_PER_MINUTE)
         if progress.minutes >= minutes:
             break
-        given = Given.of(next(source)).to(group.device)
+        rehearsal = next(source)
+        progress.met(float(rehearsal.feature_age_ms.min()), float(rehearsal.feature_age_ms.max()))
+        given = Given.of(rehearsal).to(group.device)
         for parameters in optimizer.param_groups:
             parameters["lr"] = learning_rate(RATE, progress.practised, progress.minutes / minutes)
         loss = head.loss_of(given.facts, given.states, given.age_ms, given.targets).mean()

@@ -65,6 +65,12 @@ class Recorded:
         return f"{len(named)} files {whole}: {', '.join(named[:NAMED])} and so on"
 
     @property
+    def told(self) -> dict[str, str | int]:
+        """What a policy that is trained on these says of it: which, and how much, without what is held out."""
+        frames = sum(len(episode.frames) for episode in self.episodes)
+        return {"recordings": self.described, "episodes": len(self.episodes), "frames": frames}
+
+    @property
     def wordings(self) -> list[str]:
         return sorted({episode.text for episode in [*self.episodes, *self.held_out]})
 

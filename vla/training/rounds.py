@@ -135,7 +135,7 @@ def _train(
     schedule = HeadSchedule(steps, plan.batch, max_age_ms=plan.max_age_ms, seed=plan.seed + number)
     curve = train_parts(parts, kept, held_out, schedule, log, renormalise=begins_anew)
     provenance = {**spec.provenance, "rounds": number + 1, "round_frames": len(kept), "round_seed": plan.seed}
-    parts.spec = spec.model_copy(update={"feature_age_ms": (0.0, plan.max_age_ms), "provenance": provenance})
+    parts.spec = parts.spec.model_copy(update={"provenance": provenance})
     policy_id = save_beside(folder, folder, parts)
     log(f"round {number + 1}: policy {policy_id}, trained on {len(kept)} frames")
     return curve

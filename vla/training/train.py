@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,24 +18,24 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch.optim.swa_utils import AveragedModel
 
 from control.messages import RobotSpec
 from vla import policy, weights
 from vla.errors import TrainingFault
 from vla.head import TrainedHead
-from vla.policy_spec import load_spec
+from vla.policy_spec import PolicySpec, load_spec
 from vla.prompt import Prompter
 from vla.training import checkpoint
-from vla.training.begin import BEGUN, Shape, begin, in_common
+from vla.training.begin import Shape, begin, in_common
 from vla.training.checkpoint import BACKBONE_FOLDER, Progress
 from vla.training.curve import save_curve
 from vla.training.dataset import Batch, Rehearsal
-from vla.training.learner import Collator, Inputs, Learner, flat, measure
+from vla.training.learner import Collator, Inputs, Learner, measure
 from vla.training.pace import average_decay, learning_rate
 from vla.training.parallel import Group
 from vla.training.practice import Actor, practise
+from vla.training.provenance import begun_in, rounded, versions
 
 NORMALISE_BATCHES = 32
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRADIENT = 1e-3, 0.02, 1.0
@@ -106,7 +105,7 @@ def train(
     in `out_folder` already is replaced only with `overwrite`, or with `resume` where the state beside it is of the same
     training. Raises TrainingFault for what cannot begin or go on. `situations` is what a head with a readout practises
     on for the `practice` share of the schedule; it is given a seed, and what tells the head as it is. `made_of` says
-    what the batches are, by name: a training that goes on must be of the same.
+    what the batches are, by name: a training that goes on must be of the same, and policy.yaml tells it.
     """
     with Group(torch.device(device)) as group:
         folder = checkpoint.reserve(out_folder, overwrite or resume) if group.is_first else out_folder.resolve()
@@ -142,7 +141,9 @@ def train(
 
         def save() -> str:
             checkpoint.save_state(state_folder, {"learner": learner, "average": average}, optimizer, progress, options)
-            return save_policy(averaged(average), prompter, folder, progress, schedule.seed)
+            return save_policy(
+                averaged(average), prompter, folder, progress, {"seed": schedule.seed, **(made_of or {})}
+            )
 
         if situations is not None and progress.minutes < (until := schedule.practice * (schedule.minutes or 0.0)):
             ask = partial(situations, _stream_seed(schedule.seed, group.rank, progress))
@@ -151,7 +152,8 @@ def train(
             average = run.average = AveragedModel(learner, avg_fn=_average, use_buffers=False)
             if group.is_first:
                 save()
-        run.loop((collate_masked(batch) for batch in _watched(source, progress)), save)
+        run.loop((collate_masked(batch) for batch in _watched(source, progress, learner.spec)), save)
+        progress.ages_ms = group.widest(progress.ages_ms)
         if not group.is_first:
             return {}
         policy_id = save()
@@ -274,25 +276,24 @@ def averaged(average: AveragedModel) -> Learner:
     return learner.eval()
 
 
-def save_policy(learner: Learner, prompter: Prompter, folder: Path, progress: Progress, seed: int) -> str:
-    """Writes the folder whole and returns the policy's id."""
+def save_policy(
+    learner: Learner, prompter: Prompter, folder: Path, progress: Progress, made_with: Mapping[str, str | int | float]
+) -> str:
+    """Writes the folder whole and returns the policy's id. `made_with` is told among its provenance."""
     provenance: dict[str, str | int | float] = {
-        **{name: value for name, value in learner.spec.provenance.items() if name.startswith(BEGUN)},
-        "seed": seed,
+        **begun_in(learner.spec.provenance),
+        **made_with,
         "practice_steps": progress.practised,
         "steps": progress.step,
         "samples": progress.samples,
         "minutes": round(progress.minutes, 1),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
+        **versions(),
     }
-    ages = progress.ages_ms if progress.ages_ms[0] <= progress.ages_ms[1] else (0.0, 0.0)
     spec = learner.spec.model_copy(
         update={
             "backbone": BACKBONE_FOLDER,
             "provenance": provenance,
-            "feature_age_ms": (round(ages[0], 1), round(ages[1], 1)),
+            "feature_age_ms": rounded(progress.ages_ms),
         }
     )
     new = checkpoint.beside(folder, "new")
@@ -312,13 +313,15 @@ def _normalised(learner: Learner, source: Iterator[Batch]) -> Iterator[Batch]:
     return itertools.chain(first, source)
 
 
-def _watched(source: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
+def _watched(source: Iterator[Batch], progress: Progress, spec: PolicySpec) -> Iterator[Batch]:
     """Refuses batches that would teach nonsense, and remembers the feature ages."""
     for batch in source:
         for name, array in (("states", batch.states), ("targets", batch.targets), ("ages", batch.feature_age_ms)):
             if not np.isfinite(array).all():
                 raise TrainingFault(f"a batch holds NaN or infinity in its {name}: the data is damaged, look there")
-        ages = flat(batch.feature_age_ms)
+        ages = batch.feature_age_ms.ravel()
+        if batch.rehearsal is not None and spec.head.readout:
+            ages = np.concatenate([ages, batch.rehearsal.feature_age_ms])
         progress.met(float(ages.min()), float(ages.max()))
         yield batch
 
