@@ -20,6 +20,7 @@ from torch import nn
 
 from vla.errors import TrainingFault
 from vla.policy_spec import HEAD_FILE, POLICY_FILE
+from vla.training.place import beside
 
 BACKBONE_FOLDER = "backbone"
 _TENSORS, _STATE = "state.safetensors", "state.json"
@@ -40,15 +41,6 @@ class Progress:
 
     def met(self, youngest_ms: float, oldest_ms: float) -> None:
         self.ages_ms = (min(self.ages_ms[0], youngest_ms), max(self.ages_ms[1], oldest_ms))
-
-
-def beside(folder: Path, what: str) -> Path:
-    return folder.with_name(f".{folder.name}.{what}")
-
-
-def work_folder(folder: Path) -> Path:
-    """Where a training of the policy in `folder` keeps what it needs to go on: beside it, and yours to delete."""
-    return beside(folder.resolve(), "training")
 
 
 def clear(folder: Path) -> None:

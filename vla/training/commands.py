@@ -19,7 +19,6 @@ from control.host import end_on_sigterm
 from control.messages import RobotSpec
 from vla.errors import TrainingFault
 from vla.policy_spec import HeadChoice, WindowChoice, identify
-from vla.training.checkpoint import work_folder
 from vla.training.curriculum import (
     BatchPolicy,
     PolicyOnDisk,
@@ -32,6 +31,7 @@ from vla.training.curriculum import (
 from vla.training.curve import save_curve
 from vla.training.dataset import Batch, Rehearsal
 from vla.training.parts import HeadSchedule
+from vla.training.place import work_folder
 from vla.training.rounds import Order, RoundPlan
 from vla.training.train import Schedule, Shape, train
 

@@ -21,9 +21,9 @@ from vla.errors import FileFault, TrainingFault
 from vla.policy import action_head, load_part
 from vla.policy_spec import POLICY_FILE, load_spec
 from vla.training import checkpoint
-from vla.training.checkpoint import work_folder
 from vla.training.curve import save_curve
 from vla.training.features import BatchEncoder, FeatureSet
+from vla.training.place import clear_work, work_folder
 from vla.training.rounds import Order, RoundPlan, aggregate
 
 BACKBONE_DONE = "backbone.json"
@@ -103,7 +103,7 @@ def prepare(out: Path, overwrite: bool) -> Path:
     """The folder beside `out` for all that is needed on the way: empty with `overwrite`, else as it was left."""
     work = work_folder(out)
     if overwrite:
-        checkpoint.clear(work)
+        clear_work(out)
     elif not (work / "state").exists() and not (work / BACKBONE_DONE).is_file():
         checkpoint.reserve(out, overwrite=False)
     work.mkdir(parents=True, exist_ok=True)

@@ -12,9 +12,9 @@ from control.clock import NS_PER_MS
 from vla.errors import TrainingFault
 from vla.policy_spec import HEAD_FILE, POLICY_FILE, HeadChoice, WindowChoice, identify, load_spec
 from vla.training import checkpoint
-from vla.training.checkpoint import work_folder
 from vla.training.features import BatchEncoder, FeatureSet
 from vla.training.parts import HeadSchedule, TrainedParts, save_beside, train_parts
+from vla.training.place import work_folder
 from vla.training.provenance import versions
 from vla.training.recorded import Recorded, RecordedEpisode, batches, held_out_batches, span
 from vla.training.rounds import collected

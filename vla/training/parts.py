@@ -26,6 +26,7 @@ from vla.training import checkpoint
 from vla.training.features import FeatureSet
 from vla.training.learner import normalise
 from vla.training.pace import average_decay, learning_rate
+from vla.training.place import beside
 from vla.training.provenance import rounded
 
 WEIGHT_DECAY, MAX_GRADIENT = 0.01, 1.0
@@ -84,7 +85,7 @@ class TrainedParts(nn.Module):
 
 def save_beside(policy: Path, folder: Path, parts: TrainedParts) -> str:
     """Everything of `policy` but its head and description, with `parts`, into `folder`; returns the policy's id."""
-    new = checkpoint.beside(folder, "new")
+    new = beside(folder, "new")
     checkpoint.clear(new)
     shutil.copytree(policy, new, ignore=shutil.ignore_patterns(POLICY_FILE, HEAD_FILE))
     policy_id = parts.save(new, parts.spec)

@@ -34,6 +34,7 @@ from vla.training.dataset import Batch, Rehearsal
 from vla.training.learner import Collator, Inputs, Learner, measure
 from vla.training.pace import average_decay, learning_rate
 from vla.training.parallel import Group
+from vla.training.place import beside, work_folder
 from vla.training.practice import Actor, practise
 from vla.training.provenance import begun_in, rounded, versions
 
@@ -109,7 +110,7 @@ def train(
     """
     with Group(torch.device(device)) as group:
         folder = checkpoint.reserve(out_folder, overwrite or resume) if group.is_first else out_folder.resolve()
-        state_folder = checkpoint.work_folder(folder) / "state"
+        state_folder = work_folder(folder) / "state"
         torch.manual_seed(schedule.seed)
         learner, prompter = begin(robot, shape, wordings, schedule.seed, start_from, new_readout)
         options = schedule.in_common() | in_common(learner.spec, prompter, start_from, folder) | dict(made_of or {})
@@ -158,7 +159,7 @@ def train(
             return {}
         policy_id = save()
         if progress.curve:
-            log(save_curve(progress.curve, checkpoint.work_folder(folder) / "curve"))
+            log(save_curve(progress.curve, work_folder(folder) / "curve"))
         log(f"saved policy {policy_id} to {folder} after {progress.step} steps, {progress.samples} samples")
         return measure(averaged(average), run.held_out) if run.held_out else {}
 
@@ -296,7 +297,7 @@ def save_policy(
             "feature_age_ms": rounded(progress.ages_ms),
         }
     )
-    new = checkpoint.beside(folder, "new")
+    new = beside(folder, "new")
     checkpoint.clear(new)
     weights.save(learner.backbone, new / BACKBONE_FOLDER, torch.float16)
     prompter.save(new / BACKBONE_FOLDER)

@@ -124,6 +124,7 @@ def train_app(source_of: Callable[[str, float], Source], task_names: str) -> typ
         """Train a policy, on the simulator or on recordings. The same command again goes on after an interrupt."""
         from vla.policy_spec import WindowChoice
         from vla.training.commands import TrainOptions, train_on_features, train_on_recordings, train_on_simulator
+        from vla.training.place import trained_by_one
 
         def given(name: str) -> bool:
             source = context.get_parameter_source(name)
@@ -161,14 +162,16 @@ def train_app(source_of: Callable[[str, float], Source], task_names: str) -> typ
             WindowChoice(samples=window, rate_hz=window_hz) if window else None,
             practice,
         )
-        script = ROOT / "launch.py"
-        if features:
-            train_on_features(options, features, typer.echo)
-        elif data:
-            train_on_recordings(options, data, script, typer.echo, stage)
-        elif head_only:
+        if head_only and not data:
             raise typer.BadParameter("--head-only needs --data: recordings to train on")
-        else:
-            train_on_simulator(options, source_of(tasks, max_age), ["--tasks", tasks], script, typer.echo, stage)
+        script = ROOT / "launch.py"
+        source = None if features or data else source_of(tasks, max_age)
+        with trained_by_one(out, is_stage=stage != ""):
+            if features:
+                train_on_features(options, features, typer.echo)
+            elif data:
+                train_on_recordings(options, data, script, typer.echo, stage)
+            elif source is not None:
+                train_on_simulator(options, source, ["--tasks", tasks], script, typer.echo, stage)
 
     return app
