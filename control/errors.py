@@ -59,6 +59,12 @@ class RecordingError(SaccadeError, OSError):
     exit_code = 1
 
 
+class ReportError(SaccadeError, OSError):
+    """What was found cannot be written after the work: a full disk, most often."""
+
+    exit_code = 1
+
+
 class MeasurementError(SaccadeError, RuntimeError):
     """A measurement that could not be taken to its end."""
 

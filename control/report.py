@@ -17,7 +17,7 @@ import numpy as np
 from rich.table import Table
 
 from control.clock import NS_PER_S
-from control.errors import ConfigError
+from control.errors import ConfigError, ReportError
 from control.messages import Cycle, Features, Mode
 from control.reasons import kind
 
@@ -150,8 +150,17 @@ def check_writable(file: Path | None) -> None:
 
 
 def write_report(file: Path | None, report: dict[str, Any]) -> None:
-    if file is not None:
+    """Raises ReportError where the disk refuses it, and leaves no half of a report."""
+    if file is None:
+        return
+    try:
         file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        if file.is_file():
+            file.unlink()
+        raise ReportError(
+            f"--report {file} cannot be written ({error.strerror}): likely a full disk; the figures are in no file"
+        ) from error
 
 
 def percentiles(values: Any) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from control.errors import ConfigError
+from control.errors import ConfigError, ReportError
 
 _APART_MS = 6.0  # the tasks stand beside each other, so that no bar hides another
 
@@ -30,6 +30,8 @@ def check_plot(file: Path | None) -> None:
 def draw(report: dict[str, Any], file: Path, other: dict[str, Any] | None = None) -> None:
     """A line a task, with 95 % bars of success; the expert's own figures as dashed lines where it was asked for, and
     another evaluation's as dotted ones.
+
+    Raises ReportError where the disk refuses it.
     """
     from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports] - an extra
 
@@ -73,4 +75,7 @@ def draw(report: dict[str, Any], file: Path, other: dict[str, Any] | None = None
     dots = f"; dotted: policy {other['policy']} in {other.get('precision')}" if other else ""
     what = f"policy {report['policy']} in {report.get('precision')}, wordings {report['wordings']}"
     figure.suptitle(f"Saccade: {what}{dots}{dashes}", fontsize=11)
-    figure.savefig(file, dpi=110, format="png")
+    try:
+        figure.savefig(file, dpi=110, format="png")
+    except OSError as error:
+        raise ReportError(f"--plot {file} cannot be written ({error.strerror}): likely a full disk") from error

@@ -153,10 +153,10 @@ class Session:
         if self._other is not None:
             assert self._asked.against is not None
             result["against"] = compare(result, self._other, self._asked.against.name)
-        write_report(self._asked.report, result)
         console = Console(width=None if Console().is_terminal else 160)
-        for table in eval_tables.tables(result):
+        for table in eval_tables.tables(result):  # before the files: where these cannot be written it is all there is
             console.print(table)
+        write_report(self._asked.report, result)
         if self._asked.plot is not None:
             eval_plots.draw(result, self._asked.plot, self._other)
 

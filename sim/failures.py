@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from control.errors import ConfigError
+from control.errors import ConfigError, ReportError
 from sim.evaluate import Images, Outcome
 from sim.evaluation import Job
 
@@ -53,7 +53,16 @@ class FailedEpisode:
         self._seen += 1
 
     def ended(self, outcome: Outcome, images: Images, said: dict[str, Any]) -> None:
-        """`images` are the last thing seen."""
+        """`images` are the last thing seen. Raises ReportError where the disk refuses it."""
+        try:
+            self._write(outcome, images, said)
+        except OSError as error:
+            raise ReportError(
+                f"--failures {error.filename or self._folder} cannot be written ({error.strerror or error}): likely a"
+                " full disk. The evaluation ended there without figures: make room, or leave --failures out"
+            ) from error
+
+    def _write(self, outcome: Outcome, images: Images, said: dict[str, Any]) -> None:
         episode = self._job.episode
         name = f"{episode.task}-{self._job.age_ms:g}ms-{episode.seed}"
         values = {"episode": asdict(episode), "feature_age_ms": self._job.age_ms, "outcome": asdict(outcome), **said}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from errno import EIO
 from functools import lru_cache
 from pathlib import Path
 
@@ -116,8 +117,13 @@ class Prompter:
         return hashlib.sha256(self._tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:12]
 
     def save(self, folder: Path) -> None:
-        """Writes the tokenizer files into a model folder."""
-        self._tokenizer.save_pretrained(folder)
+        """Writes the tokenizer files into a model folder. Raises OSError where the disk refuses them."""
+        try:
+            self._tokenizer.save_pretrained(folder)
+        except OSError:
+            raise
+        except Exception as error:  # the tokenizers library raises plain Exception
+            raise OSError(EIO, " ".join(str(error).split()), str(folder / "tokenizer.json")) from error
 
     def row(self, instruction: str, camera: str, size: tuple[int, int]) -> Row:
         """The sequence of one view whose image has `size` (height, width) in pixels."""

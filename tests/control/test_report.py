@@ -1,9 +1,13 @@
+import resource
+from pathlib import Path
+
 import pytest
 
 from control.clock import NS_PER_MS, NS_PER_S
 from control.environment import environment
+from control.errors import ReportError
 from control.messages import Cycle, Features, Mode
-from control.report import RunFigures, percentiles, summary, table
+from control.report import RunFigures, percentiles, summary, table, write_report
 
 
 def cycle(seq, mode=Mode.RUN, **changes):
@@ -132,3 +136,16 @@ def test_a_figure_knows_where_it_was_measured():
     assert where["machine"]["cores"] >= 1 and where["machine"]["processor"] and where["machine"]["instructions"]
     assert {"python", "numpy", "pyzmq", "torch"} <= set(where["versions"])
     assert where["commit"]
+
+
+def test_a_report_that_the_disk_refuses_is_said_and_no_half_of_it_is_left(tmp_path):
+    with pytest.raises(ReportError, match=r"--report /dev/full cannot be written \(No space left on device\): likely"):
+        write_report(Path("/dev/full"), {"a": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(ReportError, match=r"r.json cannot be written \(File too large\)"):
+            write_report(tmp_path / "r.json", {"figures": "1" * 20_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())

@@ -9,9 +9,9 @@ import pytest
 
 from control.clock import NS_PER_MS, FakeClock
 from control.config import load_config
-from control.errors import ConfigError
+from control.errors import ConfigError, ReportError
 from control.safety import Freshness
-from sim import eval_plots
+from sim import eval_plots, eval_session
 from sim.eval_tables import tables
 from sim.evaluate import Lockstep, Outcome
 from sim.evaluation import figures, live_age_ms, measure_encode_ms, plan, run_jobs, summarise, wilson_interval
@@ -210,6 +210,23 @@ def test_the_plot_is_a_png(report, tmp_path):
     eval_plots.check_plot(file)
     eval_plots.draw(report, file)
     assert file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 20_000
+
+
+def test_a_plot_that_the_disk_refuses_is_said(report):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ReportError, match=r"--plot /dev/full cannot be written \(No space left on device\)"):
+        eval_plots.draw(report, Path("/dev/full"))
+
+
+def test_figures_that_the_disk_refuses_are_shown_all_the_same(lockstep, monkeypatch, capsys):
+    clock = FakeClock()
+    monkeypatch.setattr(eval_session, "_robot", lambda name, options, clock: SeeingTabletop(clock))
+    monkeypatch.setattr(eval_session, "FakeClock", lambda: clock)
+    asked = eval_session.Asked("touch", "unseen", None, 1, 5, "100", 0, False, None, None, Path("/dev/full"))
+    session = eval_session.Session(asked, "tabletop", {}, lockstep)
+    with pytest.raises(ReportError, match="--report /dev/full cannot be written"):
+        session.lead(lambda: (TruthEncoder(), OracleHead(clock)), 1, [], {"policy": "oracle"}, lambda line: None)
+    assert "touch" in capsys.readouterr().out
 
 
 def test_without_matplotlib_a_plot_is_refused_before_the_work(monkeypatch, tmp_path):

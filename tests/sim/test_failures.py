@@ -1,6 +1,7 @@
 """What is kept of a failed episode: words for how things stood, and a strip of what was seen."""
 
 import json
+import resource
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from control.clock import FakeClock
-from control.errors import ConfigError
+from control.errors import ConfigError, ReportError
 from control.messages import Instruction
 from control.robot import Episode
 from sim import failures
@@ -111,6 +112,21 @@ def test_a_failed_episode_is_a_json_and_a_strip_from_its_first_to_its_last_momen
     assert len(shown) == min(captures, failures.MOMENTS - 1) + 1
     assert shown[0] == 0 and shown[-1] == 255 and (np.diff(shown.astype(int)) > 0).all()
     assert strip.shape[0] == 16 + 10 + 4
+
+
+def test_a_full_disk_in_mid_run_is_said(tmp_path):
+    pytest.importorskip("PIL.Image")
+    failed = failures.FailedEpisode(tmp_path, JOB)
+    failed.see({"front": image(1)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # no file may grow beyond 100 bytes
+    try:
+        with pytest.raises(
+            ReportError, match=r"--failures .* cannot be written \(File too large\): likely a full disk"
+        ):
+            failed.ended(Outcome(False, 1.0, 0.0, None), {"front": image(2)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_cameras_of_other_names_are_shown_too(tmp_path):

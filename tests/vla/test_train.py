@@ -236,7 +236,7 @@ def test_a_checkpoint_that_fails_leaves_the_last_one_whole(tmp_path: Path, monke
         return written[0]
 
     monkeypatch.setattr(policy, "save", full_disk)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(TrainingFault, match=r"cannot be written \(no space left\): likely a full disk"):
         run(folder, save_every_minutes=0.0)
     verify(folder)
     assert [identify(folder)] == written

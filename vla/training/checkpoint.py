@@ -6,9 +6,10 @@ Tensors are safetensors, the rest is JSON: nothing that is loaded can run code.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import nn
 
 from vla.errors import TrainingFault
 from vla.policy_spec import HEAD_FILE, POLICY_FILE
-from vla.training.place import beside
+from vla.training.place import beside, written
 
 BACKBONE_FOLDER = "backbone"
 _TENSORS, _STATE = "state.safetensors", "state.json"
@@ -51,7 +52,10 @@ def clear(folder: Path) -> None:
 def save_state(
     folder: Path, parts: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, progress: Progress, options: dict
 ) -> None:
-    """Everything `load_state` needs, in `folder`. `options` is what a resumed training must have in common."""
+    """Everything `load_state` needs, in `folder`. `options` is what a resumed training must have in common.
+
+    Raises TrainingFault where the disk is full; the state before stays.
+    """
     tensors = {
         f"{part}.{name}": tensor.detach().cpu().contiguous().clone()
         for part, module in parts.items()
@@ -60,13 +64,11 @@ def save_state(
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().cpu().clone()
-    new = beside(folder, "new")
-    clear(new)
-    new.mkdir(parents=True)
-    save_file(tensors, new / _TENSORS)
     record = {name: getattr(progress, name) for name in Progress.__slots__}
-    (new / _STATE).write_text(json.dumps({"progress": record, "options": options}), encoding="utf-8")
-    replace(folder, new)
+    with replacing(folder) as new:
+        new.mkdir(parents=True)
+        save_file(tensors, new / _TENSORS)
+        (new / _STATE).write_text(json.dumps({"progress": record, "options": options}), encoding="utf-8")
 
 
 def load_state(
@@ -141,11 +143,32 @@ def reserve(folder: Path, overwrite: bool) -> Path:
     return folder
 
 
-def replace(folder: Path, new: Path) -> None:
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A name beside `folder` to fill, which then takes its place. Raises TrainingFault where the disk is full.
+
+    What lies in `folder` stays until the new one is whole.
+    """
+    new = beside(folder, "new")
+    clear(new)
+    try:
+        with written(new):
+            yield new
+            _replace(folder, new)
+    finally:
+        clear(new)  # what an error left of it fills the disk
+
+
+def _replace(folder: Path, new: Path) -> None:
     """`new` takes the place of `folder`: two renames, so at every moment one whole folder is on the disk."""
     old = beside(folder, "old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
-    new.rename(folder)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)

@@ -23,7 +23,7 @@ from vla.policy_spec import POLICY_FILE, load_spec
 from vla.training import checkpoint
 from vla.training.curve import save_curve
 from vla.training.features import BatchEncoder, FeatureSet
-from vla.training.place import clear_work, work_folder
+from vla.training.place import clear_work, work_folder, write_text
 from vla.training.rounds import Order, RoundPlan, aggregate
 
 BACKBONE_DONE = "backbone.json"
@@ -140,7 +140,7 @@ def train_embedded(
         _expect_done(done, folder, asked)
     else:
         run_stage(backbone)
-        done.write_text(json.dumps({"options": dict(asked)}), encoding="utf-8")
+        write_text(done, json.dumps({"options": dict(asked)}))
     curve = aggregate(folder, work / "rounds", plan, collect, log)
     if curve:
         log(save_curve(curve, work / "rounds-curve"))

@@ -6,11 +6,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from vla.training.place import written
+
 
 def save_curve(rows: Sequence[dict[str, float]], file: Path) -> str:
     """Writes FILE.json, and FILE.png where matplotlib is installed; returns a line that says which."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.with_suffix(".json").write_text(json.dumps(list(rows)), encoding="utf-8")
+    with written(file.with_suffix(".json")):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.with_suffix(".json").write_text(json.dumps(list(rows)), encoding="utf-8")
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -27,5 +30,6 @@ def save_curve(rows: Sequence[dict[str, float]], file: Path) -> str:
         axis.grid(alpha=0.3, which="both")
         if chosen:
             axis.legend(fontsize=8)
-    figure.savefig(file.with_suffix(".png"), dpi=110)
+    with written(file.with_suffix(".png")):
+        figure.savefig(file.with_suffix(".png"), dpi=110)
     return f"loss curve: {file.with_suffix('.png')}"

@@ -25,6 +25,7 @@ from vla.policy import load_part, view_aggregation, view_pooling
 from vla.policy_spec import PolicySpec, backbone_folder
 from vla.preprocess import patches, resize
 from vla.prompt import Prompter, stack
+from vla.training.place import written
 
 _FIELDS = ("tokens", "frame_tick", "last_tick", "stamp_ms", "states", "targets", "windows")
 
@@ -77,8 +78,9 @@ class FeatureSet:
     def save(self, file: Path) -> None:
         arrays = {name: np.ascontiguousarray(array) for name in _FIELDS if (array := getattr(self, name)) is not None}
         beside = file.with_suffix(".part")
-        save_file(arrays, beside)
-        beside.rename(file)
+        with written(file):
+            save_file(arrays, beside)
+            beside.rename(file)
 
     @staticmethod
     def load(file: Path) -> FeatureSet:

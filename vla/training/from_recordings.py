@@ -14,7 +14,7 @@ from vla.policy_spec import HEAD_FILE, POLICY_FILE, HeadChoice, WindowChoice, id
 from vla.training import checkpoint
 from vla.training.features import BatchEncoder, FeatureSet
 from vla.training.parts import HeadSchedule, TrainedParts, save_beside, train_parts
-from vla.training.place import work_folder
+from vla.training.place import work_folder, written
 from vla.training.provenance import versions
 from vla.training.recorded import Recorded, RecordedEpisode, batches, held_out_batches, span
 from vla.training.rounds import collected
@@ -150,7 +150,8 @@ def _encoded(
     max_age_ms: float,
     log: Callable[[str], None],
 ) -> FeatureSet | None:
-    folder.mkdir(parents=True, exist_ok=True)
+    with written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     sets = []
     for number, episode in enumerate(episodes):
         file = folder / f"{_key(episode, max_age_ms)}.safetensors"

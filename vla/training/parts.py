@@ -26,7 +26,6 @@ from vla.training import checkpoint
 from vla.training.features import FeatureSet
 from vla.training.learner import normalise
 from vla.training.pace import average_decay, learning_rate
-from vla.training.place import beside
 from vla.training.provenance import rounded
 
 WEIGHT_DECAY, MAX_GRADIENT = 0.01, 1.0
@@ -85,12 +84,9 @@ class TrainedParts(nn.Module):
 
 def save_beside(policy: Path, folder: Path, parts: TrainedParts) -> str:
     """Everything of `policy` but its head and description, with `parts`, into `folder`; returns the policy's id."""
-    new = beside(folder, "new")
-    checkpoint.clear(new)
-    shutil.copytree(policy, new, ignore=shutil.ignore_patterns(POLICY_FILE, HEAD_FILE))
-    policy_id = parts.save(new, parts.spec)
-    checkpoint.replace(folder, new)
-    return policy_id
+    with checkpoint.replacing(folder) as new:
+        shutil.copytree(policy, new, ignore=shutil.ignore_patterns(POLICY_FILE, HEAD_FILE))
+        return parts.save(new, parts.spec)
 
 
 @torch.inference_mode()

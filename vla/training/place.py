@@ -1,4 +1,6 @@
-"""Where a training keeps what it needs to go on, and that no other one is at work there. Loads no torch.
+"""Where a training keeps what it needs to go on, that no other one is at work there, and what becomes of a full disk.
+
+Loads no torch.
 
 The lock is a file in that place, and the kernel gives it back with the process, however that ends. Whoever begins a
 training needs it alone, and then shares it with the stages that it starts: a stage that outlives a training that was
@@ -15,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from safetensors import SafetensorError
+
 from vla.errors import TrainingFault
 
 _LOCK = "lock"  # holds the process ids, a line each
@@ -27,6 +31,33 @@ def beside(folder: Path, what: str) -> Path:
 def work_folder(folder: Path) -> Path:
     """Where a training of the policy in `folder` keeps what it needs to go on: beside it, and yours to delete."""
     return beside(folder.resolve(), "training")
+
+
+@contextlib.contextmanager
+def written(place: Path) -> Iterator[None]:
+    """What is written inside, at `place` where nothing says better. Raises TrainingFault where the disk refuses it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        file = error.filename if isinstance(error, OSError) and error.filename else place
+        raise TrainingFault(
+            f"{file} cannot be written ({_reason(error)}): likely a full disk; make room there. What was saved before"
+            " is whole: the same command goes on from it"
+        ) from error
+
+
+def write_text(file: Path, text: str) -> None:
+    """The whole file or, where the disk refuses it, the one that was there."""
+    new = file.with_name(f"{file.name}.part")
+    with written(file):
+        new.write_text(text, encoding="utf-8")
+        new.replace(file)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, shutil.Error):  # of a copied folder: (from, to, why) for each file
+        return str(error.args[0][0][-1])
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def clear_work(folder: Path) -> None:
@@ -58,7 +89,8 @@ def trained_by_one(folder: Path, is_stage: bool = False) -> Iterator[None]:
                 f"{folder} is being trained already, by process {', '.join(holders) or 'unknown'}: wait for its end,"
                 " stop it, or name another folder with --out"
             )
-        _note(opened, is_stage)
+        with written(file):
+            _note(opened, is_stage)
         yield
 
 

@@ -17,6 +17,7 @@ from vla.errors import TrainingFault
 from vla.policy_spec import HeadChoice, load_spec
 from vla.training.features import FeatureSet
 from vla.training.parts import HeadSchedule, TrainedParts, save_beside, train_parts
+from vla.training.place import write_text, written
 
 HELD_OUT = "held-out"
 KEEP_NEWEST = 40  # files of features that a round trains on; older ones are left out
@@ -59,7 +60,8 @@ def aggregate(
 
     `work` keeps features and what is done. Raises TrainingFault when a collecting process fails.
     """
-    work.mkdir(parents=True, exist_ok=True)
+    with written(work):
+        work.mkdir(parents=True, exist_ok=True)
     done_file = work / "rounds.json"
     done = json.loads(done_file.read_text(encoding="utf-8")) if done_file.is_file() else {"rounds": 0}
     curve: list[dict[str, float]] = []
@@ -72,7 +74,7 @@ def aggregate(
         _collect([order for order in orders if not order.file.is_file()], command, plan.workers)
         is_last = number + 1 == plan.rounds
         curve = _train(folder, work, plan, plan.last_steps if is_last else plan.steps, number, log)
-        done_file.write_text(json.dumps({"rounds": number + 1}), encoding="utf-8")
+        write_text(done_file, json.dumps({"rounds": number + 1}))
     return curve
 
 

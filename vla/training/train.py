@@ -34,7 +34,7 @@ from vla.training.dataset import Batch, Rehearsal
 from vla.training.learner import Collator, Inputs, Learner, measure
 from vla.training.pace import average_decay, learning_rate
 from vla.training.parallel import Group
-from vla.training.place import beside, work_folder
+from vla.training.place import work_folder
 from vla.training.practice import Actor, practise
 from vla.training.provenance import begun_in, rounded, versions
 
@@ -297,13 +297,10 @@ def save_policy(
             "feature_age_ms": rounded(progress.ages_ms),
         }
     )
-    new = beside(folder, "new")
-    checkpoint.clear(new)
-    weights.save(learner.backbone, new / BACKBONE_FOLDER, torch.float16)
-    prompter.save(new / BACKBONE_FOLDER)
-    policy_id = policy.save(new, spec, {"pool": learner.pool, "aggregate": learner.aggregate, "head": learner.head})
-    checkpoint.replace(folder, new)
-    return policy_id
+    with checkpoint.replacing(folder) as new:
+        weights.save(learner.backbone, new / BACKBONE_FOLDER, torch.float16)
+        prompter.save(new / BACKBONE_FOLDER)
+        return policy.save(new, spec, {"pool": learner.pool, "aggregate": learner.aggregate, "head": learner.head})
 
 
 def _normalised(learner: Learner, source: Iterator[Batch]) -> Iterator[Batch]:
