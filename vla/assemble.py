@@ -165,7 +165,15 @@ def _compiler_obstacle(device: torch.device) -> str:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name. Raises DeviceFault where it is not there."""
+    """The device of this name, current from now on. Raises DeviceFault where it is not there."""
+    device = known_device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # streams and captures belong to the current device
+    return device
+
+
+def known_device(name: str) -> torch.device:
+    """The device of this name, untouched. Raises DeviceFault where it is not there."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -180,8 +188,6 @@ def find_device(name: str) -> torch.device:
                 f"device '{name}' was asked for, but there are {torch.cuda.device_count()} CUDA GPUs, the first is"
                 " 'cuda:0': use one of them, or look at CUDA_VISIBLE_DEVICES"
             )
-        if device.index is not None:
-            torch.cuda.set_device(device)  # streams and captures belong to the current device
     elif device.type != "cpu":
         raise DeviceFault(f"device '{name}' is not supported: use 'cpu', 'cuda' or 'cuda:N'")
     return device

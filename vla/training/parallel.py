@@ -14,7 +14,26 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vla.assemble import known_device
+from vla.errors import DeviceFault
+
 LOOPBACK = "lo"
+
+
+def check_device(name: str, processes: int) -> None:
+    """Raises DeviceFault for a device that is not there, or not once for each of so many processes."""
+    device = known_device(name)
+    if device.type != "cuda" or processes == 1:
+        return
+    if device.index is not None:
+        raise DeviceFault(
+            f"device '{name}' was asked for {processes} processes, which take a GPU each: use 'cuda', or --workers 1"
+        )
+    if processes > (count := torch.cuda.device_count()):
+        raise DeviceFault(
+            f"device '{name}' was asked for {processes} processes, which take a GPU each, but there are {count}: use"
+            f" --workers {count}, or look at CUDA_VISIBLE_DEVICES"
+        )
 
 
 class Group:

@@ -93,7 +93,7 @@ def train_app(source_of: Callable[[str, float], Source], task_names: str) -> typ
             int | None, typer.Option(min=1, help="End after so many measurements without a better held-out error.")
         ] = None,
         workers: Annotated[int, typer.Option(min=1, help="Processes; one a core, or one a GPU.")] = 1,
-        device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+        device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
         seed: Annotated[int, typer.Option(min=0, help="Seed of scenes and weights.")] = 0,
         overwrite: Annotated[
             bool, typer.Option("--overwrite", help="Replace a policy that lies there already.")
@@ -124,6 +124,7 @@ def train_app(source_of: Callable[[str, float], Source], task_names: str) -> typ
         """Train a policy, on the simulator or on recordings. The same command again goes on after an interrupt."""
         from vla.policy_spec import WindowChoice
         from vla.training.commands import TrainOptions, train_on_features, train_on_recordings, train_on_simulator
+        from vla.training.parallel import check_device
         from vla.training.place import trained_by_one
 
         def given(name: str) -> bool:
@@ -164,6 +165,7 @@ def train_app(source_of: Callable[[str, float], Source], task_names: str) -> typ
         )
         if head_only and not data:
             raise typer.BadParameter("--head-only needs --data: recordings to train on")
+        check_device(device, workers)
         script = ROOT / "launch.py"
         source = None if features or data else source_of(tasks, max_age)
         with trained_by_one(out, is_stage=stage != ""):
