@@ -40,7 +40,7 @@ def begin(
     """What is to be trained, and its prompts; see `train.train`. TrainingFault for a policy that does not fit."""
     cpu = torch.device("cpu")
     if start_from is not None:
-        spec = load_spec(start_from)
+        spec = check_start(start_from, shape.window, new_readout)
         if problems := spec.fits(robot):
             raise TrainingFault(f"cannot go on from {start_from}: {'; '.join(problems)}")
         if (spec.horizon, spec.period_s) != (shape.horizon, shape.period_s):
@@ -81,6 +81,32 @@ def begin(
         optional_cameras=shape.optional_cameras,
     )
     return Learner(spec, backbone), Prompter(build_tokenizer(wordings))
+
+
+def check_start(start_from: Path, window: WindowChoice | None, needs_readout: bool) -> PolicySpec:
+    """The policy that is to be gone on from. Raises TrainingFault for a head that cannot be taught with this data.
+
+    `window` is what the data has of past states; `needs_readout`: a simulator teaches facts to be read.
+    """
+    spec = load_spec(start_from)
+    cannot = f"cannot go on from {start_from}: its head"
+    if spec.head.kind == "hold":
+        raise TrainingFault(f"{cannot} is of kind 'hold', which was never trained: give it one with --data --head-only")
+    if needs_readout and not spec.head.readout:
+        raise TrainingFault(
+            f"{cannot} has no readout, most likely because it was trained on recordings, and the simulator teaches"
+            " through one: go on with --data, or train on the simulator from nothing, without --from"
+        )
+    if spec.window != window:
+        instead = "leave --window out, or train a new head with --head-only"
+        if spec.window:
+            instead = f"use --data with --window {spec.window.samples} --window-hz {spec.window.rate_hz:g}"
+        raise TrainingFault(f"{cannot} takes {_said(spec.window)}, asked for {_said(window)}: {instead}")
+    return spec
+
+
+def _said(window: WindowChoice | None) -> str:
+    return f"a window of {window.samples} states at {window.rate_hz:g} Hz" if window else "no window of states"
 
 
 def in_common(spec: PolicySpec, prompter: Prompter, start_from: Path | None, folder: Path) -> dict[str, str | None]:

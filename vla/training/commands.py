@@ -19,6 +19,7 @@ from control.host import end_on_sigterm
 from control.messages import RobotSpec
 from vla.errors import TrainingFault
 from vla.policy_spec import HeadChoice, WindowChoice, identify
+from vla.training.begin import check_start
 from vla.training.curriculum import (
     BatchPolicy,
     PolicyOnDisk,
@@ -141,6 +142,8 @@ def train_on_simulator(
     torch.set_num_threads(1)
     match stage.split(":"):
         case [""]:
+            if options.start_from is not None:
+                check_start(options.start_from, options.window, needs_readout=True)
             again = [str(script), *options.arguments(), *words]
             plan = RoundPlan(
                 options.rounds,
@@ -255,6 +258,8 @@ def train_on_recordings(
     if stage not in ("", "recordings"):
         raise TrainingFault(f"unknown stage '{stage}'")
     torch.set_num_threads(1)
+    if options.start_from is not None and not options.head_only:
+        check_start(options.start_from, options.window, needs_readout=False)
     if options.workers > 1 and not options.head_only and not stage:
         words = [word for path in data for word in ("--data", str(path.resolve()))]
         command = on_processes([str(script), *options.arguments(), *words, "--stage", "recordings"], options.workers)

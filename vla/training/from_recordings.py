@@ -116,9 +116,14 @@ def train_on_kept(
 
     The same data under another head, or without the ages of deployment, shows what either of them is worth.
     """
-    kept, held_out = collected(features)
-    folder = checkpoint.reserve(out, overwrite)
     spec = load_spec(policy)
+    kept, held_out = collected(features)
+    if spec.window and kept.windows is None:
+        raise TrainingFault(
+            f"policy {policy} takes a window of {spec.window.samples} states, which the features in {features} lack:"
+            " they are of another policy"
+        )
+    folder = checkpoint.reserve(out, overwrite)
     parts = TrainedParts(spec.model_copy(update={"head": head}), trains_pooling=False)
     parts.load_pooling(policy)
     curve = train_parts(parts, kept, held_out, schedule, log, renormalise=True)
