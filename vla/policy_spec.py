@@ -114,6 +114,11 @@ class PolicySpec(Strict):
         return {name: self.image_size or model_size(*size) for name, size in self.cameras.items()}
 
     @property
+    def sizes_in_words(self) -> str:
+        """Height x width that the model reads of each camera."""
+        return ", ".join(f"{name} {height}x{width}" for name, (height, width) in self.model_sizes.items())
+
+    @property
     def tokens(self) -> int:
         """T, the number of feature tokens."""
         return self.pooling.queries * (len(self.cameras) if self.pooling.aggregation == "concat" else 1)

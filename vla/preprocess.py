@@ -12,6 +12,9 @@ Letters: V views, H height, W width, N patches of a view.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -39,6 +42,17 @@ def patches(images: torch.Tensor) -> torch.Tensor:
     down, across = patch_grid(height, width)
     blocks = images.reshape(views, down // MERGE, MERGE, PATCH, across // MERGE, MERGE, PATCH, CHANNELS)
     return blocks.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(views, down * across, PATCH_BYTES)
+
+
+def view_patches(
+    images: Mapping[str, np.ndarray], size: tuple[int, int], sizes: Mapping[str, tuple[int, int]]
+) -> torch.Tensor:
+    """(F * C, N, 588) uint8 patches of the C cameras that the model reads at `size`, frame by frame, from {camera: (F,
+    height, width, 3)} uint8. `sizes` is at which it reads each camera; what they capture may be of any size.
+    """
+    chosen = [camera for camera, wanted in sizes.items() if wanted == size]
+    views = [resize(torch.from_numpy(np.ascontiguousarray(images[camera])), *size) for camera in chosen]
+    return patches(torch.stack(views, dim=1).flatten(0, 1))
 
 
 def published_patches(patches: torch.Tensor) -> torch.Tensor:

@@ -32,6 +32,11 @@ OTHER = {"samples": 50, "rate_hz": 200.0}
         ),
         ({"head": {"kind": "hold"}}, (), "policy: its head is of kind 'hold', which was never trained: give it one"),
         (
+            {"pooling": {"view": "mean"}},
+            ("--data", "d"),
+            "policy end to end: its pooling.view is 'mean', and only 'attention' is trained with the backbone: use",
+        ),
+        (
             {},
             ("--data", "d", "--window", "5"),
             "policy: its head takes no window of states, asked for a window of 5 states at 100 Hz: leave --window out",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from control.messages import Frames
 from tests.vla.conftest import edit_yaml, frames, instruction
 from vla.assemble import load_encoder
 from vla.errors import TrainingFault
 from vla.policy import load_part, view_aggregation, view_pooling
-from vla.policy_spec import load_spec
+from vla.policy_spec import PolicySpec, load_spec
 from vla.training.features import BatchEncoder, FeatureSet
 
 
@@ -91,6 +93,33 @@ def test_features_in_batches_are_those_of_the_running_encoder(policy_folder: Pat
     running = load_encoder(policy_folder, "cpu", 1)
     for i in range(3):
         np.testing.assert_allclose(together[i], running.encode(captured[i], instruction(texts[i])).tokens, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "image_size"), [({"view": "mean"}, None), ({"view": "attention", "queries": 2}, (56, 56))]
+)
+def test_features_of_cameras_of_several_sizes_are_those_of_the_running_encoder(
+    tmp_path: Path, write_policy: Callable[..., PolicySpec], pooling: dict[str, object], image_size: object
+) -> None:
+    cameras = {"front": (56, 56), "left": (84, 112), "wrist": (56, 56)}
+    spec = write_policy(tmp_path, cameras=cameras, pooling=pooling, image_size=image_size)
+    rng = np.random.default_rng(0)
+    images = {name: rng.integers(0, 256, (3, *size, 3), dtype=np.uint8) for name, size in cameras.items()}
+    texts = ["pick up the red block", "go to the blue block", "pick up the red block"]
+    together = BatchEncoder(tmp_path, spec).features(images, texts)
+    running = load_encoder(tmp_path, "cpu", 1)
+    for i in range(3):
+        captured = Frames(seq=7, stamp_ns=123, images={name: of_camera[i] for name, of_camera in images.items()})
+        np.testing.assert_allclose(together[i], running.encode(captured, instruction(texts[i])).tokens, atol=2e-5)
+
+
+def test_a_pooling_to_be_trained_on_cameras_of_several_sizes_is_refused_by_name_and_size(
+    tmp_path: Path, write_policy: Callable[..., PolicySpec]
+) -> None:
+    cameras = {"front": (56, 56), "left": (84, 112)}
+    spec = write_policy(tmp_path, cameras=cameras, pooling={"view": "mean", "aggregation": "attention"})
+    with pytest.raises(TrainingFault, match=r"got front 56x56, left 84x112: set image_size in the policy"):
+        BatchEncoder(tmp_path, spec, pooled=False)
 
 
 def test_image_tokens_pooled_later_are_the_same_features(policy_folder: Path) -> None:

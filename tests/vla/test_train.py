@@ -23,6 +23,7 @@ from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, WindowChoice,
 from vla.preprocess import GREY
 from vla.prompt import Prompter
 from vla.qwen import QwenBackbone
+from vla.training.begin import begin
 from vla.training.checkpoint import Progress
 from vla.training.learner import Collator, Learner
 from vla.training.parallel import Group
@@ -77,16 +78,21 @@ def test_training_leaves_a_whole_policy_that_encodes_and_acts(tmp_path: Path) ->
     assert (work / "curve.png").stat().st_size > 10_000 and any("loss curve" in line for line in lines)
 
 
-def test_the_policy_acts_as_the_learner_that_was_trained(tiny: QwenBackbone, prompter: Prompter) -> None:
-    """The training path (one large batch) against the running path (encode, then act)."""
+@pytest.mark.parametrize("second", [SIDE, 112])
+def test_the_policy_acts_as_the_learner_that_was_trained(tiny: QwenBackbone, prompter: Prompter, second: int) -> None:
+    """The training path (one large batch) against the running path (encode, then act), also where the cameras are of
+    two sizes and the policy makes them one.
+    """
     robot = squares.robot(VIEWS, SIDE)
+    cameras = robot.cameras | {"view1": (second, second)}
     spec = PolicySpec(
-        name="x", backbone="backbone", geometry="tiny", width=32, cameras=robot.cameras, state_names=robot.state_names,
+        name="x", backbone="backbone", geometry="tiny", width=32, cameras=cameras, state_names=robot.state_names,
         action_names=robot.action_names, horizon=8, period_s=0.1, pooling=PoolingChoice(view="attention"),
-        head=HeadChoice(kind="regression"),
+        head=HeadChoice(kind="regression"), image_size=(SIDE, SIDE),
     )  # fmt: skip
     learner = Learner(spec, tiny).eval()
     batch = next(squares.batches(3, 4, VIEWS, SIDE))
+    batch.images["view1"] = next(squares.batches(4, 4, VIEWS, second)).images["view1"]
     learner.normalise_by([batch])
     with torch.inference_mode():
         inputs = Collator(spec, prompter)(batch)
@@ -182,6 +188,12 @@ def test_going_on_from_a_policy_that_leaves_early_trains_and_keeps_the_layers_it
         weights.describe(tmp_path / name / "backbone").text_config.num_hidden_layers for name in ("first", "second")
     ]
     assert depths[0] > 1 and depths[1] == 1 and load_spec(tmp_path / "second").language_layers == 1
+
+
+def test_a_policy_from_nothing_for_cameras_of_two_sizes_is_refused_by_name_and_size(tmp_path: Path) -> None:
+    robot = replace(ROBOT, cameras={"view0": (56, 56), "view1": (112, 84)})
+    with pytest.raises(TrainingFault, match=r"one image size for all cameras, got view0 56x56, view1 112x84 \(height"):
+        begin(robot, SHAPE, squares.WORDINGS, 0, None, new_readout=False)
 
 
 def test_going_on_from_a_policy_of_another_horizon_is_refused(tmp_path: Path) -> None:

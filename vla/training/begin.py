@@ -14,6 +14,7 @@ from vla.errors import TrainingFault
 from vla.policy import action_head, load_part
 from vla.policy_spec import HeadChoice, PolicySpec, PoolingChoice, WindowChoice, backbone_folder, identify, load_spec
 from vla.prompt import Prompter
+from vla.sizes import model_size
 from vla.tokenizer import build_tokenizer
 from vla.training.checkpoint import BACKBONE_FOLDER
 from vla.training.learner import Learner
@@ -64,6 +65,12 @@ def begin(
             load_part(start_from, "head", before)
             go_on_from(learner.head, before, spec.head.readout, old.readout)
         return learner, Prompter.load(folder)
+    if len({model_size(*size) for size in robot.cameras.values()}) != 1:
+        got = ", ".join(f"{name} {height}x{width}" for name, (height, width) in robot.cameras.items())
+        raise TrainingFault(
+            f"a policy from nothing needs one image size for all cameras, got {got} (height x width): record them at"
+            " one size, or go on with --from a policy whose image_size makes them one"
+        )
     backbone = weights.random_weights("embedded", cpu, torch.float32, seed)
     spec = PolicySpec(
         name=shape.name,
@@ -92,6 +99,11 @@ def check_start(start_from: Path, window: WindowChoice | None, needs_readout: bo
     cannot = f"cannot go on from {start_from}: its head"
     if spec.head.kind == "hold":
         raise TrainingFault(f"{cannot} is of kind 'hold', which was never trained: give it one with --data --head-only")
+    if spec.pooling.view != "attention":
+        raise TrainingFault(
+            f"cannot go on from {start_from} end to end: its pooling.view is '{spec.pooling.view}', and only"
+            " 'attention' is trained with the backbone: use --data --head-only"
+        )
     if needs_readout and not spec.head.readout:
         raise TrainingFault(
             f"{cannot} has no readout, most likely because it was trained on recordings, and the simulator teaches"

@@ -23,7 +23,7 @@ from vla import weights
 from vla.errors import TrainingFault
 from vla.policy import load_part, view_aggregation, view_pooling
 from vla.policy_spec import PolicySpec, backbone_folder
-from vla.preprocess import patches, resize
+from vla.preprocess import view_patches
 from vla.prompt import Prompter, stack
 from vla.training.place import written
 
@@ -120,6 +120,11 @@ class BatchEncoder(nn.Module):
         super().__init__()
         where = backbone_folder(folder, spec) or weights.resolve(spec.backbone)
         self.spec, self.pooled = spec, pooled
+        if not pooled and len(set(spec.model_sizes.values())) != 1:
+            raise TrainingFault(
+                f"image tokens to train a pooling on need one image size for all cameras, got {spec.sizes_in_words}:"
+                " set image_size in the policy, which makes them one"
+            )
         self.backbone = weights.load(where, torch.device(device), torch.float32, layers=spec.language_layers)
         self.prompter = Prompter.load(where)
         self.pool, self.aggregate = view_pooling(spec).to(device), view_aggregation(spec).to(device)
@@ -131,15 +136,14 @@ class BatchEncoder(nn.Module):
     @torch.inference_mode()
     def features(self, images: Mapping[str, np.ndarray], instructions: Sequence[str]) -> np.ndarray:
         """(N, T, D) or (N, V, I, D) float32 from {camera: (N, height, width, 3)} uint8 and N instructions."""
-        sizes = self.spec.model_sizes
-        if len(set(sizes.values())) != 1:
-            raise TrainingFault("features in batches need one image size for all cameras; set image_size in the policy")
-        size = next(iter(sizes.values()))
-        views = torch.stack([torch.from_numpy(np.ascontiguousarray(images[camera])) for camera in sizes], dim=1)
-        prompt = stack([self.prompter.row(text, camera, size) for text in instructions for camera in sizes])
-        device = self.backbone.device
-        seen = self.backbone.vision(patches(resize(views.flatten(0, 1), *size)).to(device), size)
-        prompt = prompt.to(device)
-        (tokens,) = self.backbone.image_hidden(self.backbone.hidden([seen], prompt), prompt)
-        tokens = tokens.unflatten(0, (len(instructions), len(sizes)))
-        return (self.aggregate(self.pool(tokens)) if self.pooled else tokens).float().cpu().numpy()
+        sizes, device = self.spec.model_sizes, self.backbone.device
+        rows = [self.prompter.row(text, camera, size) for text in instructions for camera, size in sizes.items()]
+        prompt = stack(rows).to(device)
+        seen = [
+            self.backbone.vision(view_patches(images, group.size, sizes).to(device), group.size)
+            for group in prompt.groups
+        ]
+        groups = self.backbone.image_hidden(self.backbone.hidden(seen, prompt), prompt)
+        views = torch.cat([self.pool(tokens) if self.pooled else tokens for tokens in groups])[prompt.view_order]
+        views = views.unflatten(0, (len(instructions), len(sizes)))
+        return (self.aggregate(views) if self.pooled else views).float().cpu().numpy()

@@ -25,7 +25,7 @@ from vla.head import SMOOTH as ACTION_SMOOTH
 from vla.head import TrainedHead
 from vla.policy import action_head, view_aggregation, view_pooling
 from vla.policy_spec import PolicySpec
-from vla.preprocess import GREY, patches, resize
+from vla.preprocess import GREY, view_patches
 from vla.prompt import Prompt, Prompter, Row, stack
 from vla.qwen import QwenBackbone
 from vla.sizes import SIDE
@@ -226,10 +226,10 @@ class Collator:
         rows: list[Row] = [
             self._row(text, camera, size) for text in batch.instructions for camera, size in cameras.items()
         ]
-        images = torch.stack([torch.from_numpy(self._seen(batch.images[camera], camera)) for camera in cameras], dim=1)
+        images = {camera: self._seen(batch.images[camera], camera) for camera in cameras}
         prompt = stack(rows)
         return Inputs(
-            patches(resize(images.flatten(0, 1), *next(iter(cameras.values())))),
+            view_patches(images, next(iter(cameras.values())), cameras),  # attention pooling has one size for all
             torch.from_numpy(batch.image_index).long(),
             prompt,
             SharedText.of(prompt),
