@@ -52,15 +52,20 @@ def compare(report: Mapping[str, Any], other: Mapping[str, Any], name: str) -> d
             points.setdefault(ALL, {})[age] = _difference(*(_together(rows) for rows in zip(*pairs, strict=True)))
     if ALL in points:
         points[ALL] = points.pop(ALL)  # last
+    both = [{key: of.get(key) for key in _OF_BOTH} | {"episodes": _episodes(of)} for of in (report, other)]
     return {
         "file": name,
         "policy": other["policy"],
         "precision": other.get("precision"),
-        "differs": [
-            f"{key}: {report.get(key)}, there {other.get(key)}" for key in _OF_BOTH if report.get(key) != other.get(key)
-        ],
+        "differs": [f"{key}: {ours}, there {both[1][key]}" for key, ours in both[0].items() if ours != both[1][key]],
         "points": points,
     }
+
+
+def _episodes(report: Mapping[str, Any]) -> str:
+    """Of a task at an age: another number draws other ones from the same seed."""
+    numbers = {row["episodes"] for by_age in report["success"].values() for row in by_age.values()}
+    return " or ".join(str(number) for number in sorted(numbers))
 
 
 def _together(rows: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:

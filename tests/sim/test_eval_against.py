@@ -62,9 +62,12 @@ def test_only_what_both_have_is_compared_and_taken_together():
 
 def test_what_else_is_not_the_same_is_said():
     found = compare(OURS, THEIRS | {"seed": 7}, "other.json")
-    assert found["differs"] == ["seed: 1000, there 7"]
+    assert found["differs"] == ["seed: 1000, there 7", "episodes: 20 or 70, there 20 or 80"]
     *_, table = tables(OURS | {"against": found})
-    assert table.title == "against policy 0123 in bf16 (other.json; seed: 1000, there 7)"
+    assert (
+        table.title
+        == "against policy 0123 in bf16 (other.json; seed: 1000, there 7; episodes: 20 or 70, there 20 or 80)"
+    )
     assert list(table.columns[2].cells) == ["56 of 70", "10 of 20", "66 of 90"]
     assert list(table.columns[4].cells) == ["+20.0", "-50.0", "+5.3"]
     assert list(table.columns[5].cells)[0] == "+5.2 to +33.4"
