@@ -133,20 +133,25 @@ class Controller:
                 self._finish(client, command.request_id, "done", "", self._status())
             case "stop":
                 self.loop.stop(command.text[:200] or "stopped by the operator")
+                self.loop.note(f"stop: {command.text}" if command.text else "stop")
                 self._finish(client, command.request_id, "done", "stopped; `resume` goes on", {})
             case "resume":
                 self.loop.resume()
+                self.loop.note("resume")
                 self._resuming.append((client, command.request_id))
             case verb:
-                known = "say, status, stop, resume"
-                self._finish(client, command.request_id, "failed", f"unknown command '{verb[:40]}'; known: {known}", {})
+                why = f"unknown command '{verb[:40]}'; known: say, status, stop, resume"
+                self.loop.note(f"refused: {why}")
+                self._finish(client, command.request_id, "failed", why, {})
 
     def _say(self, client: bytes, command: Command) -> None:
         try:
             instruction = self.loop.say(command.text)
         except ValueError as error:
+            self.loop.note(f"say refused: {error}")
             self._finish(client, command.request_id, "failed", str(error), {})
             return
+        self.loop.note(f"say {instruction.id}: {instruction.text}")
         for other, request_id, instruction_id in self._waiting:
             message = f"instruction {instruction_id} was replaced by {instruction.id} before it began"
             self._finish(other, request_id, "failed", message, {})

@@ -7,6 +7,7 @@ meanwhile. The same object runs live, and in lockstep on a simulated clock.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +18,16 @@ from control.cache import FeatureCache
 from control.clock import NS_PER_MS, NS_PER_S, Clock, Tick
 from control.head import ActionHead
 from control.measured import MeasuredRobot
-from control.messages import ActionChunk, Cycle, Instruction, Mode, RobotSpec, State
+from control.messages import (
+    MAX_COMMAND_CHARS,
+    MAX_COMMANDS,
+    ActionChunk,
+    Cycle,
+    Instruction,
+    Mode,
+    RobotSpec,
+    State,
+)
 from control.safety import MAX_BAD_TARGETS, Freshness, Gated, Limits, find_bad_target, gate, next_mode
 from control.wire import MAX_TEXT_CHARS
 
@@ -116,7 +126,12 @@ class ControlLoop:
         self._resume_request = False
         self._latched = ""  # why STOP was entered
         self._said_ns: int | None = None  # when the instruction was said whose first action is still to come
+        self._asked: deque[str] = deque(maxlen=MAX_COMMANDS)
         self._seq = 0
+
+    def note(self, asked: str) -> None:
+        """What an operator asked, for the record of the next tick."""
+        self._asked.append(asked[:MAX_COMMAND_CHARS])
 
     @property
     def spec(self) -> RobotSpec | None:
@@ -271,6 +286,8 @@ class ControlLoop:
     ) -> Cycle:
         stages = ("state", "features", "head", "safety", "publish")
         state, features = self._robot.state, self._cache.features
+        asked = tuple(self._asked)
+        self._asked.clear()
         return Cycle(
             seq=self._seq,
             stamp_ns=marks[0],
@@ -294,6 +311,7 @@ class ControlLoop:
             task_done=state.task_done if state else None,
             task_instruction_id=state.task_instruction_id if state else 0,
             feature_arrived_ns=self._cache.arrived_ns,
+            commands=asked,
         )
 
 

@@ -14,6 +14,7 @@ from enum import StrEnum
 import numpy as np
 
 MAX_FAULT_CHARS = 500
+MAX_COMMANDS, MAX_COMMAND_CHARS = 32, 300  # of a cycle: the newest
 
 
 class Mode(StrEnum):
@@ -185,6 +186,7 @@ class Cycle:
     task_done: bool | None = None
     task_instruction_id: int = 0
     feature_arrived_ns: int | None = None  # when the features in use came off the bus; None where nobody stamps it
+    commands: tuple[str, ...] = ()  # what operators asked since the tick before, `status` apart, with the first answer
 
 
 @dataclass(frozen=True, slots=True)

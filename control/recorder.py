@@ -207,6 +207,8 @@ class _Listener:
             if isinstance(noun, Frames):
                 self._counts["frames"] -= 1
             return
+        for asked in noun.commands if isinstance(noun, Cycle) else ():
+            writer.write(LogLine(noun.stamp_ns, "info", "operator", asked))
         if isinstance(noun, Cycle) and noun.mode != self._mode:
             why = f": {noun.reason}" if noun.reason else ""
             level = "info" if noun.mode in ("RUN", "INIT") else "warning"

@@ -19,6 +19,8 @@ import numpy as np
 
 from control.errors import WireError
 from control.messages import (
+    MAX_COMMAND_CHARS,
+    MAX_COMMANDS,
     MAX_FAULT_CHARS,
     ActionChunk,
     Command,
@@ -261,6 +263,7 @@ SCHEMAS: dict[str, tuple[type, dict[str, Check], int]] = {
             "task_done": optional(flag),
             "task_instruction_id": integer(),
             "feature_arrived_ns": optional(integer()),
+            "commands": sequence(text(MAX_COMMAND_CHARS), MAX_COMMANDS),
         },
         256 << 10,
     ),

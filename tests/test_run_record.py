@@ -25,6 +25,7 @@ from control.address import BusAddress
 from control.bus import Latest, Publisher, Subscriber
 from control.clock import NS_PER_MS
 from control.commands import ROOT
+from control.errors import CommandFailed
 from control.messages import ActionChunk, Cycle, Features, State
 from control.recording import RecordingWriter
 from control.recording_images import ImageCodec
@@ -163,6 +164,33 @@ def test_a_recorded_run_holds_every_cycle_and_action_that_another_listener_heard
     assert f"recording {file}: " in run.text or not found["is_whole"]
     assert set(run.result["rss_mb"]) >= {"recorder", "controller"}
     assert all(run.result["core_share"][name] > 0 for name in ("recorder", "controller", "robot"))
+
+
+def test_a_recorded_run_holds_what_operators_asked_in_the_cycle_that_followed(start, tmp_path):
+    file = tmp_path / "run.mcap"
+    run = start("--record", str(file))
+    run.wait_for(lambda status: status["mode"] == "RUN", PATIENCE_S)
+    listen(run, 0.5)  # the recorder is there
+    run.client.request("stop", "a hand in the way")
+    run.wait_for(lambda status: status["mode"] == "STOP")
+    run.client.request("resume")
+    run.client.request("say", "touch the blue block", finish_s=PATIENCE_S)
+    with pytest.raises(CommandFailed, match="the instruction is empty"):
+        run.client.request("say", " ")
+    with pytest.raises(CommandFailed, match="unknown command"):
+        run.client.request("dance")
+    run.process.send_signal(signal.SIGINT)
+    assert run.finish() == 0, run.text
+    recording = read_recording(file)
+    asked = [(one, cycle) for cycle in recording.cycles for one in cycle.commands]
+    said = [one for one, _ in asked]
+    begin = said.index("stop: a hand in the way")
+    assert said[begin + 1 : begin + 3] == ["resume", "say 2: touch the blue block"]
+    assert said[begin + 3].startswith("say refused: ") and said[begin + 4].startswith(
+        "refused: unknown command 'dance'"
+    )
+    assert asked[begin][1].mode == "STOP" and asked[begin + 1][1].mode != "STOP"
+    assert [line.message for line in recording.logs if line.name == "operator"] == said
 
 
 def test_a_recorder_that_is_killed_leaves_a_readable_file_and_the_run_untouched(start, tmp_path):

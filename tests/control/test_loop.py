@@ -4,7 +4,7 @@ from rig import FixedHead, LoopRig, two_joint_spec
 
 from control.clock import NS_PER_MS
 from control.errors import MismatchError
-from control.messages import Mode
+from control.messages import MAX_COMMAND_CHARS, MAX_COMMANDS, Mode
 from control.safety import Freshness
 from control.wire import decode, encode
 
@@ -474,3 +474,13 @@ def test_the_robots_judgement_reaches_the_cycle(rig):
     rig.feed_features()
     cycle = rig.tick()
     assert (cycle.task_done, cycle.task_instruction_id) == (True, 1)
+
+
+def test_what_operators_asked_is_in_the_next_record_alone_and_no_flood_makes_it_long(rig):
+    rig.loop.note("stop")
+    rig.loop.note("resume" + "!" * MAX_COMMAND_CHARS)
+    assert rig.tick().commands == ("stop", ("resume" + "!" * MAX_COMMAND_CHARS)[:MAX_COMMAND_CHARS])
+    assert rig.tick().commands == ()
+    for number in range(100):
+        rig.loop.note(f"stop {number}")
+    assert rig.tick().commands == tuple(f"stop {number}" for number in range(100 - MAX_COMMANDS, 100))
