@@ -76,7 +76,7 @@ def _replay(load_parts: Loader, settings: Config, file: Path, realtime: bool, re
     topics = ("frames", "state", "instruction", "action", "features", "cycle")
     recording = read_recording(file, topics)
     check_has(recording, "frames", "state", "instruction", "action")
-    ticks, left_out = recorded_ticks(recording)
+    ticks, left_out = recorded_ticks(recording, settings.watchdog_ns)
     if not ticks:
         why = "; ".join(f"{count} x {reason}" for reason, count in left_out.most_common(3))
         raise ConfigError(f"recording {file} holds no tick that can be replayed: {why}")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from control.clock import NS_PER_MS
+from control.clock import NS_PER_MS, NS_PER_S
 from control.loop import followed_to
 from control.messages import ActionChunk, Cycle, Features, Instruction, Mode, RobotSpec, State
 from control.recording_images import StoredFrames
@@ -35,11 +35,11 @@ class RecordedTick:
     step: np.ndarray | None  # (A,) by which that was reached, None where the arm stood
 
 
-def recorded_ticks(recording: Recording) -> tuple[list[RecordedTick], Counter[str]]:
-    """All ticks that can be replayed, and how many cannot, by reason."""
+def recorded_ticks(recording: Recording, watchdog_ns: int) -> tuple[list[RecordedTick], Counter[str]]:
+    """All ticks that can be replayed, and how many cannot, by reason. `watchdog_ns` is the robot host's in that run."""
     left_out: Counter[str] = Counter()
     ticks = []
-    finder = _Finder(recording)
+    finder = _Finder(recording, watchdog_ns)
     pairs = _with_cycles(recording) if recording.cycles else ((action, None) for action in recording.actions)
     previous: ActionChunk | None = None
     found: RecordedTick | str = ""
@@ -63,8 +63,8 @@ def _with_cycles(recording: Recording) -> Iterator[tuple[ActionChunk, Cycle]]:
 
 
 class _Finder:
-    def __init__(self, recording: Recording) -> None:
-        self._recording = recording
+    def __init__(self, recording: Recording, watchdog_ns: int) -> None:
+        self._recording, self._watchdog_ns = recording, watchdog_ns
         self._frames = {capture.stamp_ns: capture for capture in recording.frames}
         self._features = {(each.encoder_epoch, each.seq): each for each in recording.features}
         self._said = {(each.session, each.id): each for each in recording.instructions}
@@ -100,7 +100,10 @@ class _Finder:
         age_ms = action.feature_age_ms
         if age_ms is None:
             age_ms = (action.stamp_ns - frames.stamp_ns) / NS_PER_MS
-        before, step = commanded_before(self._recording.spec, state, previous, last, cycle.missed_ticks if cycle else 0)
+        missed = cycle.missed_ticks if cycle else 0
+        if missed and (missed + 1) * round(action.period_s * NS_PER_S) > self._watchdog_ns:
+            previous = None  # the robot host held by itself, somewhere on the way: the loop began at what is measured
+        before, step = commanded_before(self._recording.spec, state, previous, last, missed)
         return RecordedTick(action, state, frames, instruction, features, age_ms, before, step)
 
     def _newest(self, topic: str, nouns: list, stamp_ns: int):

@@ -18,6 +18,7 @@ from control.replay_report import lines, report
 from control.replay_ticks import recorded_ticks
 
 TICKS = 12
+WATCHDOG_NS = 300 * NS_PER_MS  # of the rig
 
 
 class Eye:
@@ -71,7 +72,7 @@ def rig():
     return LoopRig(head=Hand(), max_following_s=60)  # its measurements are made up and follow no command
 
 
-def record(file, rig, ticks=TICKS, texts=("touch red", "touch the blue one"), leave_out=()):
+def record(file, rig, ticks=TICKS, texts=("touch red", "touch the blue one"), leave_out=(), missed=None):
     """The loop really runs: each tick on the capture of the tick before, and a new instruction in the middle."""
     eye = Eye()
     with RecordingWriter(file, rig.spec, images=ImageCodec("webp")) as writer:
@@ -83,7 +84,8 @@ def record(file, rig, ticks=TICKS, texts=("touch red", "touch the blue one"), le
             if index in (0, ticks // 2):
                 said = rig.loop.say(texts[index > 0])
                 writer.write(said)
-            rig.clock.advance(PERIOD_NS - 40 * NS_PER_MS)
+            late = (missed or {}).get(index, 0)
+            rig.clock.advance(PERIOD_NS - 40 * NS_PER_MS + late * PERIOD_NS)
             values = np.array([0.02 * index, -0.01 * index])
             state = State(index + 1, rig.clock.now_ns() + 15 * NS_PER_MS, values)
             rig.state.send(state)
@@ -93,7 +95,7 @@ def record(file, rig, ticks=TICKS, texts=("touch red", "touch the blue one"), le
             if "features" not in leave_out:
                 writer.write(features, received_ns=rig.clock.now_ns())
             rig.clock.advance(20 * NS_PER_MS)
-            cycle = rig.loop.tick(tick_at(rig.clock.now_ns()))
+            cycle = rig.loop.tick(tick_at(rig.clock.now_ns(), late))
             rig.clock.advance(20 * NS_PER_MS)
             for action in rig.action.items:
                 writer.write(action)
@@ -104,13 +106,13 @@ def record(file, rig, ticks=TICKS, texts=("touch red", "touch the blue one"), le
     return file
 
 
-def tick_at(now_ns):
-    return Tick(now_ns, 0, 0)
+def tick_at(now_ns, missed=0):
+    return Tick(now_ns, 0, missed)
 
 
 def replayed(file, rig, eye=None, head=None, settings=None, clock=None):
     recording = read_recording(file)
-    ticks, left_out = recorded_ticks(recording)
+    ticks, left_out = recorded_ticks(recording, WATCHDOG_NS)
     act = Actor(recording, head or Hand(), settings or rig.loop._settings)
     eye = eye or Eye()
     if clock is None:
@@ -130,6 +132,14 @@ def test_the_same_encoder_and_head_give_the_recorded_actions_to_the_last_bit(rig
     assert all(row["max"] == 0.0 == row["rms"] for row in found["actions"].values())
     assert found["feature_age_ms"]["replayed"] == found["feature_age_ms"]["recorded"]
     assert {row["instruction_id"] for row in found["per_tick"]} == {1, 2}
+
+
+@pytest.mark.parametrize("missed", [1, 2, 3])  # 300 ms, the watchdog, are two ticks and the one that comes
+def test_after_missed_ticks_a_replay_begins_where_the_loop_began(rig, tmp_path, missed):
+    done, found = replayed(record(tmp_path / "a.mcap", rig, missed={6: missed}), rig)
+    assert found["ticks"]["compared"] == TICKS and not found["ticks"]["left_out"]
+    for tick in done:
+        np.testing.assert_array_equal(tick.targets, tick.recorded.action.targets)
 
 
 def test_another_encoder_is_told_by_features_and_by_each_joint_with_its_worst_tick(rig, tmp_path):
@@ -239,7 +249,7 @@ def test_demonstrations_without_cycles_are_replayed_on_what_was_newest(rig, tmp_
 
 def test_features_of_another_policy_are_not_compared_and_actions_are(rig, tmp_path):
     recording = read_recording(record(tmp_path / "a.mcap", rig))
-    ticks, left_out = recorded_ticks(recording)
+    ticks, left_out = recorded_ticks(recording, WATCHDOG_NS)
     done = in_lockstep(
         recording, ticks, Eye(), Actor(recording, Hand(), rig.loop._settings), lambda: False, lambda n: None
     )
@@ -275,7 +285,7 @@ def test_features_too_old_for_the_config_are_a_hold_and_not_an_action(rig, tmp_p
 
 def test_a_stopped_replay_keeps_what_it_has(rig, tmp_path):
     recording = read_recording(record(tmp_path / "a.mcap", rig))
-    ticks, _ = recorded_ticks(recording)
+    ticks, _ = recorded_ticks(recording, WATCHDOG_NS)
     shown: list[int] = []
     act = Actor(recording, Hand(), rig.loop._settings)
     done = in_lockstep(recording, ticks, Eye(), act, lambda: len(shown) >= 3, shown.append)
@@ -297,5 +307,5 @@ def test_an_operators_stop_is_no_tick(rig, tmp_path):
         writer.write(State(1, 5, np.zeros(2)))
         writer.write(frames(two_joint_spec(), 1, 5))
         writer.write(ActionChunk(1, 10, 0, None, Mode.STOP, np.empty((0, 0)), 0.1, 10))
-    ticks, left_out = recorded_ticks(read_recording(file))
+    ticks, left_out = recorded_ticks(read_recording(file), WATCHDOG_NS)
     assert not ticks and left_out == {"mode STOP": 1}
