@@ -138,6 +138,8 @@ def int_product(rows: torch.Tensor, weight: torch.Tensor, least_rows: int | None
     count = rows.shape[0]
     if count < least_rows:
         rows = F.pad(rows, (0, 0, 0, least_rows - count))
+    if rows.shape[1] == 1:  # torch 2.13 on a CPU with VNNI gives back memory that nobody wrote
+        rows, weight = F.pad(rows, (0, 1)), F.pad(weight, (0, 1))
     return torch._int_mm(rows, weight.t())[:count]  # pyright: ignore[reportPrivateImportUsage]
 
 
