@@ -102,6 +102,7 @@ def test_an_operators_command_fails_within_two_seconds_when_nothing_runs(words, 
         (("eval", "--tasks", "juggle"), "unknown task 'juggle'; known: touch, pick"),
         (("eval", "--wordings", "tested"), "--wordings takes seen or unseen, got 'tested'"),
         (("eval", "--episodes", "0"), "equal to 1"),
+        (("eval", "--against", "none.json"), "--against none.json cannot be read: No such file or directory"),
         (("eval", "--set", "robot.name=remote"), "eval needs a robot on a simulated clock"),
         (("eval", "--set", "encoder.random_weights=true"), "eval needs a trained policy"),
         (
