@@ -173,8 +173,7 @@ class ControlLoop:
         verdict = cache.judge(began_ns, ports.features.refusal, is_starting=not self._has_run)
         features_ns = self._clock.now_ns()
 
-        gap_ns = (tick.missed + 1) * self._settings.period_ns
-        has_held = tick.missed > 0 and gap_ns > self._settings.watchdog_ns
+        has_held = outlasts_watchdog(tick.missed, self._settings.period_ns, self._settings.watchdog_ns)
         if state_fault or is_restarted or has_held or self._missed_fault(tick):
             self._is_lost = True  # after so long a gap the robot host holds by itself, somewhere on its way
         elif tick.missed and self._sent is not None and self.mode is Mode.RUN:
@@ -313,6 +312,11 @@ class ControlLoop:
             feature_arrived_ns=self._cache.arrived_ns,
             commands=asked,
         )
+
+
+def outlasts_watchdog(missed: int, period_ns: int, watchdog_ns: int) -> bool:
+    """Whether the robot host has held by itself in a gap of so many `missed` ticks, somewhere on its way."""
+    return missed > 0 and (missed + 1) * period_ns > watchdog_ns
 
 
 def followed_to(sent: np.ndarray, missed: int) -> tuple[np.ndarray, np.ndarray | None]:

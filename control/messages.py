@@ -186,7 +186,7 @@ class Cycle:
     task_done: bool | None = None
     task_instruction_id: int = 0
     feature_arrived_ns: int | None = None  # when the features in use came off the bus; None where nobody stamps it
-    commands: tuple[str, ...] = ()  # what operators asked since the tick before, `status` apart, with the first answer
+    commands: tuple[str, ...] = ()  # what operators asked since the tick before, `status` apart; of a refused one why
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from control.clock import NS_PER_MS, NS_PER_S
-from control.loop import followed_to
+from control.loop import followed_to, outlasts_watchdog
 from control.messages import ActionChunk, Cycle, Features, Instruction, Mode, RobotSpec, State
 from control.recording_images import StoredFrames
 from control.recording_reader import Recording
@@ -101,8 +101,8 @@ class _Finder:
         if age_ms is None:
             age_ms = (action.stamp_ns - frames.stamp_ns) / NS_PER_MS
         missed = cycle.missed_ticks if cycle else 0
-        if missed and (missed + 1) * round(action.period_s * NS_PER_S) > self._watchdog_ns:
-            previous = None  # the robot host held by itself, somewhere on the way: the loop began at what is measured
+        if outlasts_watchdog(missed, round(action.period_s * NS_PER_S), self._watchdog_ns):
+            previous = None  # the loop began at what is measured
         before, step = commanded_before(self._recording.spec, state, previous, last, missed)
         return RecordedTick(action, state, frames, instruction, features, age_ms, before, step)
 
